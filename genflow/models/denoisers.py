@@ -1,0 +1,347 @@
+r"""Denoisers: everything that this package samples from is an estimate of :math:`E[X | x_t]`.
+
+A `Denoiser` owns its path and answers two questions about a state :math:`x_t = \alpha_t x +
+\sigma_t z`: the data that it hides, and the velocity of the probability-flow ODE there,
+
+.. math:: \frac{dx}{dt} = \dot\alpha_t \, E[X | x_t] + \dot\sigma_t \, E[Z | x_t].
+
+What a *network* predicts (data, noise, v, flow, or EDM's preconditioned output) is a row of a
+table of coefficients: with :math:`F` the output of the network, data and noise estimates are
+linear in
+:math:`(x_t, F)`, and the target of :math:`F` is linear in :math:`(x, z)`. The loss is the squared
+error of :math:`F` in its own units, for every row. Denoisers wrap: guidance and clipping are
+denoisers around denoisers.
+"""
+
+__all__ = [
+    "CLOCKS",
+    "PREDICTIONS",
+    "Coefficients",
+    "Denoiser",
+    "Exact",
+    "Preconditioned",
+]
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from genflow.errors import UserError, nearest
+from genflow.models.mixtures import Mixture
+from genflow.models.noise import Gaussian
+from genflow.models.paths import Path, broadcast
+
+Coefficient = Tensor | float
+
+
+def _combine(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
+    """a x + b y, where a coefficient that is the float 0 or 1 costs nothing."""
+
+    def scaled(c: Coefficient, v: Tensor) -> Tensor:
+        if isinstance(c, float):
+            return v if c == 1.0 else c * v
+        return broadcast(c, v) * v
+
+    if isinstance(a, float) and a == 0.0:
+        return scaled(b, y)
+    if isinstance(b, float) and b == 0.0:
+        return scaled(a, x)
+    return scaled(a, x) + scaled(b, y)
+
+
+class Denoiser(nn.Module, ABC):
+    r"""An estimate of :math:`E[X | x_t]` along a path.
+
+    Attributes:
+        path: The path that the states come from.
+    """
+
+    path: Path
+
+    @abstractmethod
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        r"""The estimate of the data.
+
+        Args:
+            x_t: The states, with shape (B, \*).
+            t: The times in [0, 1], with shape () or (B).
+            cond: Named conditions, each with B rows; a leaf rejects the ones it does not know.
+
+        Returns:
+            :math:`E[X | x_t]`, with shape (B, \*).
+        """
+
+    def velocity(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        r"""The velocity :math:`dx/dt` of the probability-flow ODE, with shape (B, \*).
+
+        .. math:: v = \frac{\dot\sigma}{\sigma} x_t
+                      + \Big(\dot\alpha - \alpha \frac{\dot\sigma}{\sigma}\Big) E[X | x_t]
+
+        This general form is singular where σ = 0; denoisers that know better override it.
+        """
+
+        data = self(x_t, t, **cond)
+        alpha_t, sigma_t = self.path(t)
+        alpha_dot, sigma_dot = self.path.rates(t)
+        ratio = sigma_dot / sigma_t
+        return _combine(ratio, x_t, alpha_dot - alpha_t * ratio, data)
+
+    def at(self, t: float) -> "Denoiser":
+        """The denoiser to call at a time that is known on the host; itself, as a rule."""
+
+        return self
+
+
+class Coefficients(NamedTuple):
+    r"""How a prediction F relates to data and noise at one time.
+
+    Attributes:
+        scale: The factor of :math:`x_t` at the entrance of the network.
+        data: :math:`(a, b)` with :math:`E[X|x_t] = a x_t + b F`.
+        noise: :math:`(a, b)` with :math:`E[Z|x_t] = a x_t + b F`.
+        target: :math:`(a, b)` with the target of F equal to :math:`a x + b z`.
+    """
+
+    scale: Coefficient
+    data: tuple[Coefficient, Coefficient]
+    noise: tuple[Coefficient, Coefficient]
+    target: tuple[Coefficient, Coefficient]
+
+
+def _data(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    return Coefficients(1.0, (0.0, 1.0), (1 / sigma, -alpha / sigma), (1.0, 0.0))
+
+
+def _noise(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    return Coefficients(1.0, (1 / alpha, -sigma / alpha), (0.0, 1.0), (0.0, 1.0))
+
+
+def _v(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    s = alpha**2 + sigma**2
+    return Coefficients(1.0, (alpha / s, -sigma / s), (sigma / s, alpha / s), (-sigma, alpha))
+
+
+def _flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    alpha_dot, sigma_dot = path.rates(t)
+    det = alpha * sigma_dot - alpha_dot * sigma
+    return Coefficients(
+        1.0,
+        (sigma_dot / det, -sigma / det),
+        (-alpha_dot / det, alpha / det),
+        (alpha_dot, sigma_dot),
+    )
+
+
+def _karras(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    s = sigma / alpha
+    total = s**2 + sigma_data**2
+    root = total.sqrt()
+    return Coefficients(
+        1 / (alpha * root),
+        (sigma_data**2 / (alpha * total), s * sigma_data / root),
+        (s / (alpha * total), -sigma_data / root),
+        (s / (sigma_data * root), -sigma_data / root),
+    )
+
+
+PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
+    "data": _data,
+    "noise": _noise,
+    "v": _v,
+    "flow": _flow,
+    "karras": _karras,
+}
+"""The coefficient table: a row a prediction."""
+
+
+def _log_sigma(path: Path, t: Tensor) -> Tensor:
+    return -0.25 * path.lam(t)
+
+
+def _discrete(path: Path, t: Tensor) -> Tensor:
+    levels = getattr(path, "levels", 1000)
+    return levels * t - 1
+
+
+CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "unit": lambda path, t: t,
+    "thousand": lambda path, t: 1000 * t,
+    "discrete": _discrete,
+    "log-sigma": _log_sigma,
+}
+"""What a network is told about the time: t, 1000 t, the level N t − 1, or ¼ log(σ/α)."""
+
+_USUAL_CLOCKS = {
+    "data": "thousand",
+    "noise": "thousand",
+    "v": "thousand",
+    "flow": "thousand",
+    "karras": "log-sigma",
+}
+
+
+class Preconditioned(Denoiser):
+    r"""A network as a denoiser.
+
+    .. math:: F = \text{net}(c_{in} x_t, \text{clock}(t)), \qquad E[X|x_t] = a_t x_t + b_t F
+
+    ========== ============================================= ==============================
+    prediction the target of F                               with
+    ========== ============================================= ==============================
+    data       :math:`x`
+    noise      :math:`z`
+    v          :math:`\alpha z - \sigma x`
+    flow       :math:`\dot\alpha x + \dot\sigma z`           the velocity; z − x on `Rectified`
+    karras     :math:`(x - c_{skip} x_t/\alpha) / c_{out}`   EDM's σ_data, σ/α for σ
+    ========== ============================================= ==============================
+
+    The network is called in its own dtype and the answer returned in that of the state.
+
+    Args:
+        net: A module called as ``net(x, time, **cond)`` that returns a tensor shaped like x.
+        path: The path.
+        prediction: The row of the table.
+        clock: What the network is told about time, a name in ``CLOCKS``; None takes 1000 t, or
+            ¼ log(σ/α) for the karras prediction.
+        sigma_data: The standard deviation of the data, above 0; read by karras alone.
+
+    Raises:
+        UserError: If a name is unknown or ``sigma_data`` is not above 0.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models
+        https://arxiv.org/abs/2206.00364
+
+        Progressive Distillation for Fast Sampling of Diffusion Models (v)
+        https://arxiv.org/abs/2202.00512
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        path: Path,
+        prediction: str = "flow",
+        clock: str | None = None,
+        sigma_data: float = 0.5,
+    ) -> None:
+        super().__init__()
+
+        if prediction not in PREDICTIONS:
+            raise UserError(f"prediction is '{prediction}'{nearest(prediction, PREDICTIONS)}")
+
+        clock = clock or _USUAL_CLOCKS[prediction]
+
+        if clock not in CLOCKS:
+            raise UserError(f"clock is '{clock}'{nearest(clock, CLOCKS)}")
+        if not sigma_data > 0:
+            raise UserError(f"sigma_data is {sigma_data}: it must be above 0 (0.5 is usual).")
+
+        self.net = net
+        self.path = path
+        self.prediction = prediction
+        self.clock = clock
+        self.sigma_data = sigma_data
+
+    def coefficients(self, t: Tensor) -> Coefficients:
+        """The row of the table at times t, with shape () or (B)."""
+
+        return PREDICTIONS[self.prediction](self.path, t, self.sigma_data)
+
+    def output(self, x_t: Tensor, t: Tensor, scale: Coefficient, **cond: Any) -> Tensor:
+        """F, in the dtype of the state."""
+
+        weight = next(self.net.parameters(), x_t)
+        time = CLOCKS[self.clock](self.path, t)
+        x_in = x_t if isinstance(scale, float) else broadcast(scale, x_t) * x_t
+        return self.net(x_in.to(weight.dtype), time, **cond).to(x_t.dtype)
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""
+
+        c = self.coefficients(t)
+        F = self.output(x_t, t, c.scale, **cond)
+        return _combine(c.data[0], x_t, c.data[1], F)
+
+    def velocity(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        r"""See [`Denoiser.velocity`][genflow.models.denoisers.Denoiser.velocity].
+
+        A flow prediction *is* the velocity, and costs nothing. The others go through the
+        coefficients :math:`\dot\alpha a + \dot\sigma a'` and :math:`\dot\alpha b + \dot\sigma b'`,
+        which are regular wherever the data and the noise estimates are.
+        """
+
+        if self.prediction == "flow":
+            return self.output(x_t, t, 1.0, **cond)
+
+        c = self.coefficients(t)
+        alpha_dot, sigma_dot = self.path.rates(t)
+        F = self.output(x_t, t, c.scale, **cond)
+        a, b = (alpha_dot * d + sigma_dot * n for d, n in zip(c.data, c.noise, strict=True))
+        return _combine(a, x_t, b, F)
+
+    def loss(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        r"""The squared error of F, in the network's own units.
+
+        .. math:: \ell = \frac1d \| F(\alpha_t x + \sigma_t z, t) - F^\star(x, z, t) \|^2
+
+        For a flow prediction on the straight path the target is :math:`z - x`.
+
+        Args:
+            x: The data, with shape (B, \*).
+            z: The noise at unit scale, or the other end of the coupling, with shape (B, \*).
+            t: The times, with shape (B).
+            cond: Named conditions.
+
+        Returns:
+            The loss of each sample, with shape (B).
+        """
+
+        c = self.coefficients(t)
+        F = self.output(self.path.perturb(x, z, t), t, c.scale, **cond)
+        return (F - _combine(c.target[0], x, c.target[1], z)).square().flatten(1).mean(1)
+
+
+class Exact(Denoiser):
+    r"""The true denoiser of data that follow a Gaussian mixture; the noise must be Gaussian.
+
+    Args:
+        path: The path, with Gaussian noise.
+        mixture: The law of the data in d dimensions; states with shape (B, \*) are flattened to
+            (B, d).
+
+    Raises:
+        UserError: If the noise of the path is not Gaussian.
+    """
+
+    def __init__(self, path: Path, mixture: Mixture) -> None:
+        super().__init__()
+
+        if not isinstance(path.noise, Gaussian):
+            raise UserError(f"noise is {path.noise}: the exact denoiser needs Gaussian noise.")
+
+        self.path = path
+        self.mixture = mixture
+
+    def _posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        alpha_t, sigma_t = self.path(t)
+        data, noise = self.mixture.posterior(x_t.flatten(1), alpha_t, sigma_t)
+        return data.view_as(x_t), noise.view_as(x_t)
+
+    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""
+
+        return self._posterior(x_t, t)[0]
+
+    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """α̇ E[X|x_t] + σ̇ E[Z|x_t], regular where σ = 0."""
+
+        data, noise = self._posterior(x_t, t)
+        alpha_dot, sigma_dot = self.path.rates(t)
+        return _combine(alpha_dot, data, sigma_dot, noise)

@@ -1,0 +1,26 @@
+"""How it is solved: schedules, the table they compile to, and the one loop."""
+
+from genflow.solvers.adaptive import Adaptive
+from genflow.solvers.empirical import Statistics
+from genflow.solvers.registry import PRESETS, build, register, schedule_for
+from genflow.solvers.rollout import rollout
+from genflow.solvers.samplers import Sampler
+from genflow.solvers.schedules import Corrector, SolverSchedule, Step
+from genflow.solvers.tableau import Tableau, stack, tabulate
+
+__all__ = [
+    "PRESETS",
+    "Adaptive",
+    "Corrector",
+    "Sampler",
+    "SolverSchedule",
+    "Statistics",
+    "Step",
+    "Tableau",
+    "build",
+    "register",
+    "rollout",
+    "schedule_for",
+    "stack",
+    "tabulate",
+]

@@ -1,0 +1,109 @@
+r"""Adaptive integration of the probability-flow ODE, by torchdiffeq.
+
+Dormand-Prince 5(4) chooses its steps from the error of the whole batch, so the number of calls
+depends on the batch and is known only afterwards. For a fixed budget of calls the tables of
+`genflow.solvers` do better; this is the reference, and the way to encode.
+"""
+
+__all__ = ["Adaptive"]
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchdiffeq import odeint
+
+from genflow.errors import UserError
+from genflow.models.denoisers import Denoiser
+from genflow.models.noise import Generators
+
+
+class Adaptive(nn.Module):
+    r"""A sampler that solves :math:`dx/dt = v(x, t)` to a tolerance.
+
+    Args:
+        denoiser: The denoiser.
+        rtol: The relative tolerance, above 0.
+        atol: The absolute tolerance, above 0.
+        method: A method of torchdiffeq: ``"dopri5"``, ``"dopri8"``, ``"bosh3"`` …
+        start: The time of noise; the path's ``t_max`` if None.
+        stop: The time of data; the path's ``t_min`` if None.
+        gradient: ``"none"`` or ``"direct"`` (autograd through the solver).
+
+    Attributes:
+        nfe: The number of calls of the last solve, 0 before the first.
+
+    Raises:
+        UserError: If a tolerance is not above 0, or the gradient policy is unknown.
+
+    References:
+        torchdiffeq
+        https://github.com/rtqichen/torchdiffeq
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        method: str = "dopri5",
+        start: float | None = None,
+        stop: float | None = None,
+        gradient: str = "none",
+    ) -> None:
+        super().__init__()
+
+        if not (rtol > 0 and atol > 0):
+            raise UserError(f"rtol is {rtol} and atol is {atol}: both must be above 0.")
+        if gradient not in ("none", "direct"):
+            raise UserError(f"gradient is '{gradient}': 'none' and 'direct' are allowed.")
+
+        path = denoiser.path
+        self.denoiser = denoiser
+        self.rtol, self.atol, self.method = rtol, atol, method
+        self.start = path.t_max if start is None else start
+        self.stop = path.t_min if stop is None else stop
+        self.gradient = gradient
+        self.nfe = 0
+
+    def init(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: Generators = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        r"""Draws initial states σ z at the start time, with shape (B, \*)."""
+
+        path = self.denoiser.path
+        z = path.noise.sample(shape, generator=generator, device=device, dtype=dtype)
+        return z * float(path(torch.tensor(self.start, dtype=torch.float64))[1])
+
+    def forward(self, x: Tensor, **cond: Any) -> Tensor:
+        r"""From noise to data; states and result with shape (B, \*)."""
+
+        return self._solve(x, self.start, self.stop, cond)
+
+    def encode(self, x: Tensor, **cond: Any) -> Tensor:
+        r"""From data to noise; states and result with shape (B, \*)."""
+
+        return self._solve(x, self.stop, self.start, cond)
+
+    def _solve(self, x: Tensor, t: float, s: float, cond: dict[str, Any]) -> Tensor:
+        calls = 0
+
+        def velocity(t: Tensor, x: Tensor) -> Tensor:
+            nonlocal calls
+            calls += 1
+            return self.denoiser.velocity(x, t, **cond)
+
+        work = torch.float64 if x.dtype == torch.float64 else torch.float32
+        times = torch.tensor([t, s], dtype=work, device=x.device)
+
+        with torch.set_grad_enabled(self.gradient == "direct" and torch.is_grad_enabled()):
+            path = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method)
+
+        self.nfe = calls
+        return path[-1]

@@ -1,0 +1,167 @@
+r"""Samplers: a denoiser, a table, and the loop.
+
+The table says how much each past state and each past answer of the denoiser counts; the stages say
+which function answers. Everything that a published sampler decides lies in these two.
+"""
+
+__all__ = ["Sampler"]
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from genflow.errors import UserError, nearest
+from genflow.models.denoisers import Denoiser
+from genflow.models.noise import Generators, draw
+from genflow.models.paths import broadcast
+from genflow.solvers.empirical import Statistics
+from genflow.solvers.rollout import Observe, Stage, rollout
+from genflow.solvers.schedules import SolverSchedule
+from genflow.solvers.tableau import Tableau, tabulate
+
+GRADIENTS = ("none", "direct")
+
+
+class Sampler(nn.Module):
+    r"""A sampler: a denoiser driven by a table.
+
+    Args:
+        denoiser: The denoiser.
+        schedule: A schedule, which is compiled on the denoiser's path, or a table.
+        gradient: ``"none"``, or ``"direct"``: autograd through every step, which keeps the
+            activations of all calls.
+        statistics: The statistics of DPM-Solver-v3, for empirical steps.
+        mean: The mean of the data, with the shape of a sample, for a first step from the mean.
+
+    Raises:
+        UserError: If the schedule cannot be compiled, the gradient policy is unknown, or the first
+            step needs a mean and there is none.
+
+    Example:
+        >>> sampler = Sampler(denoiser, schedule_for("unipc", denoiser.path, steps=8))
+        >>> x = sampler(sampler.init((64, 3, 32, 32)))
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        schedule: SolverSchedule | Tableau,
+        gradient: str = "none",
+        *,
+        statistics: Statistics | None = None,
+        mean: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+
+        if gradient not in GRADIENTS:
+            raise UserError(f"gradient is '{gradient}'{nearest(gradient, GRADIENTS)}")
+
+        if isinstance(schedule, SolverSchedule):
+            self.schedule: SolverSchedule | None = schedule
+            self.tableau = tabulate(schedule, denoiser.path, statistics)
+        else:
+            self.schedule, self.tableau = None, schedule
+
+        if self.tableau.source == "mean" and mean is None:
+            raise UserError(
+                "step 0 has source 'mean' and the sampler has no mean: hand it the mean of the "
+                "data."
+            )
+
+        self.denoiser = denoiser
+        self.gradient = gradient
+        self.register_buffer("mean", mean, persistent=False)
+        plain = self.tableau.time.ndim == 1
+        self._called = [
+            denoiser.at(float(t)) if plain else denoiser for t in self.tableau.time.detach()
+        ]
+
+    @property
+    def nfe(self) -> int:
+        """The number of calls of the denoiser for one sample."""
+
+        return self.tableau.nfe
+
+    def init(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: Generators = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        r"""Draws initial states :math:`\sigma z` at the first time.
+
+        Args:
+            shape: The shape (B, \*).
+            generator: One generator, or one for each sample.
+            device: Where the states live.
+            dtype: Their floating type.
+
+        Returns:
+            The states, with shape (B, \*).
+        """
+
+        path = self.denoiser.path
+        z = path.noise.sample(shape, generator=generator, device=device, dtype=dtype)
+        start = self.tableau.time[0] if self.tableau.start is None else self.tableau.start
+        return broadcast(path(start)[1].to(z), z) * z
+
+    def stages(self, **cond: Any) -> list[Stage]:
+        """The function that each stage calls."""
+
+        if self.tableau.reads == "velocity":
+            return [partial(d.velocity, **cond) for d in self._called]
+
+        stages: list[Stage] = [partial(d, **cond) for d in self._called]
+
+        if self.tableau.source == "noise":
+            stages[0] = self._from_noise
+        elif self.tableau.source == "mean":
+            stages[0] = lambda x, t: self.mean.to(x).expand_as(x)
+
+        return stages
+
+    def _from_noise(self, x: Tensor, t: Tensor) -> Tensor:
+        r"""The data estimate if :math:`x_t/\sqrt{\alpha^2 + \sigma^2}` is the noise."""
+
+        alpha_t, sigma_t = self.denoiser.path(t)
+        root = torch.sqrt(alpha_t**2 + sigma_t**2)
+        return broadcast(alpha_t / (root * (root + sigma_t)), x) * x
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        generator: Generators = None,
+        observe: Observe | None = None,
+        **cond: Any,
+    ) -> Tensor:
+        r"""From noise to data.
+
+        Args:
+            x: The initial states, with shape (B, \*).
+            generator: For fresh noise (η or churn): one generator, or one for each sample.
+            observe: Called as ``observe(i, x, output)`` after each call of the denoiser.
+            cond: Named conditions, each with B rows.
+
+        Returns:
+            The samples, with shape (B, \*).
+        """
+
+        fresh = None
+
+        if generator is not None:
+            dtype, device = x.dtype, x.device
+
+            def normal(shape: tuple[int, ...], g: torch.Generator | None) -> Tensor:
+                return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(device)
+
+            def fresh(i: int, x: Tensor) -> Tensor:
+                return draw(normal, x.shape, generator)
+
+        with torch.set_grad_enabled(self.gradient != "none" and torch.is_grad_enabled()):
+            return rollout(self.stages(**cond), x, self.tableau, noise=fresh, observe=observe)

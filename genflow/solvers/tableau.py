@@ -1,0 +1,209 @@
+r"""From a schedule and a path to a table of numbers.
+
+Every solver of this package moves the state by a linear combination of a short window of past
+states and past outputs of the denoiser,
+
+.. math:: x_{i+1} = \sum_{k < K} \big( w_{i,2k} \, x_{i-k} + w_{i,2k+1} \, D_{i-k} \big)
+                    + w_{i,2K} + c_{i+1} \, n_{i+1},
+
+whose coefficients depend on times and decisions only, never on data. *Compiling is running the
+solver on symbols*: a slot of the window is a unit row vector, the published update is written
+once, in its own notation, on these rows, and what comes out is the row of the table. All of this
+happens once, on the host, in float64, and is differentiable in the times.
+
+References:
+    DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models
+    https://arxiv.org/abs/2211.01095
+
+    Unified Sampling Framework for Diffusion Probabilistic Models (USF)
+    https://openreview.net/forum?id=W2d3LZbhhI
+"""
+
+__all__ = ["Tableau", "stack", "tabulate"]
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from genflow.errors import UserError
+from genflow.models.paths import Path
+from genflow.solvers.compiler import Compiler
+from genflow.solvers.empirical import Statistics
+from genflow.solvers.schedules import SolverSchedule
+
+
+@dataclass(frozen=True)
+class Tableau:
+    r"""The numbers of a sampler.
+
+    Attributes:
+        time: Where each stage is evaluated, with shape (N), or (N, B) for a population.
+        weight: The row of each stage for :math:`x_i, D_i, x_{i-1}, D_{i-1}, \dots, 1`, with shape
+            (N, 2K + 1), (N, 2K + 1, B) for a population, or (N, 2K + 1, 1, \*event) for statistics
+            per element.
+        noise: The deviation of the fresh noise before the first stage and after each of the N,
+            with shape (N + 1) or (N + 1, B).
+        reads: What the stages return: the ``"data"`` estimate or the ``"velocity"``.
+        source: Where the first stage comes from, as in `Step`.
+        start: The time whose law the initial state has, with shape () or (B); it differs from
+            ``time[0]`` if noise is added before the first stage.
+    """
+
+    time: Tensor
+    weight: Tensor
+    noise: Tensor
+    reads: Literal["data", "velocity"] = "data"
+    source: Literal["model", "noise", "mean"] = "model"
+    start: Tensor | None = None
+
+    @property
+    def nfe(self) -> int:
+        """The number of calls of the denoiser."""
+
+        return len(self.time) - (self.source != "model")
+
+    @property
+    def window(self) -> int:
+        """The number K of stages that a row looks back on."""
+
+        return (self.weight.shape[1] - 1) // 2
+
+
+def tabulate(
+    schedule: SolverSchedule,
+    path: Path,
+    statistics: Statistics | None = None,
+    *,
+    times: Tensor | None = None,
+) -> Tableau:
+    r"""Compiles a schedule on a path.
+
+    Args:
+        schedule: The schedule.
+        path: The path that gives α, σ and λ.
+        statistics: The statistics of DPM-Solver-v3, for ``"empirical"`` steps.
+        times: Times that replace the schedule's, in float64, with shape (N + 1), when gradients
+            with respect to them are wanted.
+
+    Returns:
+        The table, on the CPU in float64.
+
+    Raises:
+        UserError: If a step is empirical without statistics, or fresh noise is asked of a path
+            whose noise is not Gaussian, or a step ends below the path.
+
+    Example:
+        >>> path = Rectified()
+        >>> table = tabulate(SolverSchedule((1.0, 0.5, 0.0), (Step(), Step())), path)
+        >>> table.weight[0]  # x, D, 1: halfway from the state to the denoised state
+        tensor([0.5000, 0.5000, 0.0000], dtype=torch.float64)
+    """
+
+    for i, step in enumerate(schedule.steps):
+        if step.predict == "empirical" and statistics is None:
+            raise UserError(
+                f"step {i} has predict 'empirical' and there are no statistics: hand statistics "
+                "of this denoiser to the sampler, or choose 'data' or 'noise'."
+            )
+        if step.eta > 0 and not _gaussian(path):
+            raise UserError(
+                f"step {i} has eta {step.eta} on a path with noise {path.noise}: fresh noise "
+                "keeps the law of the state for Gaussian noise only, use eta 0."
+            )
+
+    t = torch.tensor(schedule.times, dtype=torch.float64) if times is None else times
+    used = any(step.predict == "empirical" for step in schedule.steps)
+    compiler = Compiler(schedule, t, path, statistics if used else None)
+    rows, noise = compiler.rows()
+    weight = torch.stack(torch.broadcast_tensors(*rows))
+
+    if used:
+        weight = weight.unsqueeze(2)
+
+    if not bool(torch.isfinite(weight.detach()).all()):
+        bad = int((~torch.isfinite(weight.detach().flatten(1))).any(1).nonzero()[0])
+        raise UserError(
+            f"step {bad} has weights that are not finite on {type(path).__name__} (from time "
+            f"{schedule.times[bad]}): keep its times inside the path."
+        )
+
+    return Tableau(
+        time=t[: len(rows)],
+        weight=_trim(weight),
+        noise=torch.stack(noise),
+        source=schedule.steps[0].source,
+    )
+
+
+def _gaussian(path: Path) -> bool:
+    return math.isinf(getattr(path.noise, "D", math.inf))
+
+
+def _trim(weight: Tensor) -> Tensor:
+    """Drops the oldest slots of the window that no row uses."""
+
+    slots = (
+        weight.detach()[:, :-1].abs().flatten(2).amax(dim=(0, 2))
+        if weight.ndim > 2
+        else (weight.detach()[:, :-1].abs().amax(dim=0))
+    )
+    used = slots.nonzero()
+    K = max(1, int(used.max()) // 2 + 1) if len(used) else 1
+    return torch.cat([weight[:, : 2 * K], weight[:, -1:]], dim=1)
+
+
+def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
+    """One table for a batch in which each sample follows a schedule of its own.
+
+    Args:
+        tables: Tables with the same number of stages, that read the same and start alike.
+        repeats: How many consecutive samples follow each table.
+
+    Returns:
+        A table whose last dimension runs over the samples.
+
+    Raises:
+        UserError: If the tables differ in their number of stages or in what they read, or hold
+            statistics per element.
+    """
+
+    first = tables[0]
+    counts = [repeats] * len(tables) if isinstance(repeats, int) else list(repeats)
+    alike = all(
+        (len(t.time), t.reads, t.source) == (len(first.time), first.reads, first.source)
+        and t.weight.ndim == 2
+        for t in tables
+    )
+
+    if not alike or len(counts) != len(tables):
+        raise UserError(
+            "a population needs tables with the same number of stages, the same reads and source, "
+            f"and plain weights, and a count for each; got stages {[len(t.time) for t in tables]} "
+            f"and counts {counts}."
+        )
+
+    K = max(t.window for t in tables)
+
+    def padded(w: Tensor) -> Tensor:
+        gap = w.new_zeros(len(w), 2 * K + 1 - w.shape[1])
+        return torch.cat([w[:, :-1], gap, w[:, -1:]], dim=1)
+
+    n = torch.tensor(counts)
+
+    def spread(parts: list[Tensor]) -> Tensor:
+        return torch.stack(parts, dim=-1).repeat_interleave(n, dim=-1)
+
+    starts = [t.time[0] if t.start is None else t.start for t in tables]
+
+    return Tableau(
+        time=spread([t.time for t in tables]),
+        weight=spread([padded(t.weight) for t in tables]),
+        noise=spread([t.noise for t in tables]),
+        reads=first.reads,
+        source=first.source,
+        start=spread(starts),
+    )

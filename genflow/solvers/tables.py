@@ -1,0 +1,262 @@
+r"""Solvers whose weights are not Taylor series in λ, each as a short function that writes a table.
+
+Runge-Kutta methods in t read the *velocity* of the probability-flow ODE; they need it at every
+abscissa, so a path must be regular there. EDM's Heun method, DEIS and iPNDM read the data
+estimate. All write rows on the unit vectors of the window, as `genflow.solvers.tableau` does.
+"""
+
+__all__ = ["adams", "karras_heun", "runge_kutta"]
+
+from collections.abc import Sequence
+import math
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from genflow.errors import UserError, nearest
+from genflow.models.paths import Path
+from genflow.solvers.tableau import Tableau
+
+RUNGE_KUTTA: dict[str, tuple[list[list[float]], list[float]]] = {
+    "euler": ([[]], [1]),
+    "midpoint": ([[], [1 / 2]], [0, 1]),
+    "heun": ([[], [1]], [1 / 2, 1 / 2]),
+    "rk4": ([[], [1 / 2], [0, 1 / 2], [0, 0, 1]], [1 / 6, 1 / 3, 1 / 3, 1 / 6]),
+}
+"""Explicit Butcher tableaux: the rows of A, and b; the abscissae are the row sums of A."""
+
+
+def _units(K: int) -> Tensor:
+    return torch.eye(2 * K + 1, dtype=torch.float64)
+
+
+def _double(times: Sequence[float]) -> Tensor:
+    return torch.tensor(times, dtype=torch.float64)
+
+
+def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tableau:
+    r"""An explicit Runge-Kutta method for :math:`dx/dt = v(x, t)`.
+
+    Args:
+        path: The path.
+        times: N + 1 decreasing times.
+        method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"``.
+
+    Returns:
+        A table that reads the velocity, with 1, 2, 2 or 4 stages a step.
+
+    Raises:
+        UserError: If the method is unknown.
+    """
+
+    if method not in RUNGE_KUTTA:
+        raise UserError(f"method is '{method}'{nearest(method, RUNGE_KUTTA)}")
+
+    A, b = RUNGE_KUTTA[method]
+    S = len(b)
+    E = _units(S)
+    t = _double(times)
+    time, rows = [], []
+
+    for h, t0 in zip(t.diff(), t[:-1], strict=True):
+        for s in range(S):
+            # After stage s the window holds the states and velocities of stages s, s − 1, …, 0.
+            coefficients = A[s + 1] if s + 1 < S else b
+            start = E[2 * s]
+            push = sum(a * E[2 * (s - j) + 1] for j, a in enumerate(coefficients))
+            time.append(t0 + sum(A[s]) * h)
+            rows.append(start + h * push)
+
+    return Tableau(
+        time=torch.stack(time),
+        weight=torch.stack(rows),
+        noise=torch.zeros(len(rows) + 1, dtype=torch.float64),
+        reads="velocity",
+    )
+
+
+def karras_heun(
+    path: Path,
+    times: Sequence[float],
+    *,
+    churn: float = 0.0,
+    churn_min: float = 0.0,
+    churn_max: float = math.inf,
+    churn_noise: float = 1.0,
+) -> Tableau:
+    r"""EDM's sampler: Heun's method for :math:`y = x/\alpha` in :math:`\rho = \sigma/\alpha`.
+
+    .. math:: \frac{dy}{d\rho} = \frac{y - D}{\rho}
+
+    A step into σ = 0 is an Euler step. With churn, a step first raises :math:`\rho` by the factor
+    :math:`1 + \min(\text{churn}/N, \sqrt2 - 1)` with fresh Gaussian noise.
+
+    Args:
+        path: The path.
+        times: N + 1 decreasing times.
+        churn: The total amount of churn, 0 or more; 0 is the ODE.
+        churn_min: The smallest ρ that is churned.
+        churn_max: The largest ρ that is churned.
+        churn_noise: The deviation of the fresh noise, about 1.
+
+    Returns:
+        A table of 2 N stages, or 2 N − 1 if it ends at σ = 0.
+
+    Raises:
+        UserError: If churn is negative, or churn is asked of a path whose noise is not Gaussian or
+            whose α is not constant.
+
+    References:
+        Elucidating the Design Space of Diffusion-Based Generative Models
+        https://arxiv.org/abs/2206.00364
+    """
+
+    if not churn >= 0:
+        raise UserError(f"churn is {churn}: it must be 0 or more (0 is the ODE).")
+
+    t = _double(times)
+    N = len(t) - 1
+    alpha, sigma = path(t)
+
+    if churn > 0 and not (
+        bool((alpha == 1).all()) and math.isinf(getattr(path.noise, "D", math.inf))
+    ):
+        raise UserError(
+            f"churn is {churn}: it needs a path with α = 1 and Gaussian noise (Karras, Brownian), "
+            f"not {path}."
+        )
+
+    E, zero = _units(2), t.new_zeros(())
+    rho = sigma / alpha
+    gain = min(churn / N, math.sqrt(2) - 1)
+    raised = [r * (1 + gain * (churn_min <= r <= churn_max)) for r in rho.tolist()]
+    raised[-1] = float(rho[-1])
+    hat = _double(raised)
+    back = torch.where(hat == rho, t, path.inverse(-torch.log(hat)))
+    fresh = churn_noise * torch.sqrt((hat**2 - rho**2).clamp(min=0)) * alpha
+    time, rows, noise = [], [], [fresh[0]]
+
+    for i in range(N):
+        a0, a1, r0, r1 = alpha[i], alpha[i + 1], hat[i], rho[i + 1]
+        h = r1 - r0
+        slope = (E[0] / a0 - E[1]) / r0
+        time.append(back[i])
+        rows.append(a1 * (E[0] / a0 + h * slope))
+
+        if r1 > 0:
+            noise.append(zero)
+            slope = ((E[2] / a0 - E[3]) / r0 + (E[0] / a1 - E[1]) / r1) / 2
+            time.append(t[i + 1])
+            rows.append(a1 * (E[2] / a0 + h * slope))
+
+        noise.append(fresh[i + 1] if i + 1 < N else zero)
+
+    return Tableau(
+        time=torch.stack(time),
+        weight=torch.stack(rows),
+        noise=torch.stack(noise),
+        start=t[0],
+    )
+
+
+ADAMS_BASHFORTH = [
+    [1],
+    [3 / 2, -1 / 2],
+    [23 / 12, -16 / 12, 5 / 12],
+    [55 / 24, -59 / 24, 37 / 24, -9 / 24],
+]
+"""Weights of equal steps, the newest value first."""
+
+
+def adams(
+    path: Path,
+    times: Sequence[float],
+    *,
+    order: int = 4,
+    variable: Literal["rho", "t", "index"] = "index",
+) -> Tableau:
+    r"""Adams-Bashforth methods for :math:`x/\alpha` as a function of :math:`\rho = \sigma/\alpha`.
+
+    .. math:: \frac{x_s}{\alpha_s} = \frac{x_t}{\alpha_t} + \sum_j w_j \epsilon_j, \qquad
+              w_j = \int_{\rho_t}^{\rho_s} \ell_j \, d\rho
+
+    with :math:`\ell_j` the Lagrange polynomials through the last noise estimates in ρ (DEIS ρAB),
+    in t (DEIS tAB), or, for ``"index"``, as if all steps were equal (iPNDM): then
+    :math:`w_j = (\rho_s - \rho_t) \, b_j`.
+
+    Args:
+        path: The path.
+        times: N + 1 decreasing times; α must not vanish at the first.
+        order: The number of noise estimates, 1 … 4; the first steps use those that exist.
+        variable: The variable of the polynomials.
+
+    Returns:
+        A table of N stages.
+
+    Raises:
+        UserError: If the order or the variable is not allowed.
+
+    References:
+        Fast Sampling of Diffusion Models with Exponential Integrator (DEIS)
+        https://arxiv.org/abs/2204.13902
+
+        Pseudo Numerical Methods for Diffusion Models on Manifolds
+        https://arxiv.org/abs/2202.09778
+    """
+
+    if not 1 <= order <= 4:
+        raise UserError(f"order is {order}: 1 … 4 are allowed.")
+    if variable not in ("rho", "t", "index"):
+        raise UserError(f"variable is '{variable}': 'rho', 't' and 'index' are allowed.")
+
+    t = _double(times)
+    alpha, sigma = path(t)
+    E = _units(order)
+    rows = []
+
+    for i in range(len(t) - 1):
+        ratio = sigma[i + 1] / sigma[i]
+        used = [k for k in range(min(order, i + 1)) if alpha[i - k] > 0]
+
+        if not used or used[-1] == 0:
+            rows.append(ratio * E[0] + (alpha[i + 1] - alpha[i] * ratio) * E[1])
+            continue
+
+        noise = [(E[2 * k] - alpha[i - k] * E[2 * k + 1]) / sigma[i - k] for k in used]
+        nodes = t[[i - k for k in used]]
+        w = _weights(path, variable, nodes, t[i], t[i + 1])
+        push = sum(a * n for a, n in zip(w, noise, strict=True))
+        rows.append(alpha[i + 1] * (E[0] / alpha[i] + push))
+
+    return Tableau(
+        time=t[:-1],
+        weight=torch.stack(rows),
+        noise=torch.zeros(len(t), dtype=torch.float64),
+    )
+
+
+def _weights(path: Path, variable: str, nodes: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    r""":math:`\int_{\rho_t}^{\rho_s} \ell_j \, d\rho` for the polynomials through the nodes."""
+
+    def rho(t: Tensor) -> Tensor:
+        alpha, sigma = path(t)
+        return sigma / alpha
+
+    if variable == "index":
+        return (rho(s) - rho(t)) * _double(ADAMS_BASHFORTH[len(nodes) - 1])
+
+    # Gauss-Legendre: exact for polynomials, and to rounding for a smooth ρ(t).
+    points, weights = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(64))
+    x, lo, hi = (nodes, t, s) if variable == "t" else (rho(nodes), rho(t), rho(s))
+    at = (hi + lo) / 2 + (hi - lo) / 2 * points
+    measure = (hi - lo) / 2 * weights
+
+    if variable == "t":
+        (alpha, sigma), (alpha_dot, sigma_dot) = path(at), path.rates(at)
+        measure = measure * (sigma_dot * alpha - sigma * alpha_dot) / alpha**2
+
+    others = [torch.cat([x[:j], x[j + 1 :]]) for j in range(len(x))]
+    basis = [torch.prod((at[:, None] - o) / (x[j] - o), dim=1) for j, o in enumerate(others)]
+    return torch.stack([(measure * b).sum() for b in basis])
