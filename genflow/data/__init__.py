@@ -1,0 +1,47 @@
+"""Data: examples, in the order in which training sees them.
+
+A `DataModule` loads `Examples`, holds some out, streams the rest without end (`StreamSampler`),
+and hands the model float batches on its device. The order, the split and the flips are pure
+functions of (seed, step, rank), so a resumed run sees what an unbroken one would have seen.
+"""
+
+__all__ = [
+    "DataModule",
+    "Digits",
+    "Examples",
+    "ImageFolder",
+    "ImageZip",
+    "StreamSampler",
+    "Tensors",
+    "Torchvision",
+    "Toy",
+    "draw_toy",
+    "images_of",
+    "named",
+    "random_flip",
+    "seeded",
+    "to_float",
+    "to_uint8",
+]
+
+from importlib import import_module
+
+_ROOMS = {
+    "base": ("DataModule",),
+    "examples": ("Examples", "Tensors"),
+    "images": ("Digits", "ImageFolder", "ImageZip", "Torchvision"),
+    "named": ("images_of", "named"),
+    "pixels": ("random_flip", "to_float", "to_uint8"),
+    "stream": ("StreamSampler", "seeded"),
+    "toy": ("Toy", "draw_toy"),
+}
+
+
+def __getattr__(name: str) -> object:
+    """Imports a name when it is first asked for: most of them bring Lightning along."""
+
+    for module, names in _ROOMS.items():
+        if name in names:
+            return getattr(import_module(f"genflow.data.{module}"), name)
+
+    raise AttributeError(f"module 'genflow.data' has no attribute '{name}'")

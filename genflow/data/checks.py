@@ -1,0 +1,65 @@
+"""Checks of what a user wrote: one sentence that names the field, quotes it and says the cure."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from genflow.errors import UserError, nearest
+
+__all__ = ["at_least", "between", "one_of"]
+
+
+def at_least(field: str, value: Any, least: int) -> int:
+    """Returns a whole number that is large enough.
+
+    Args:
+        field: the name that the user knows the number by.
+        value: what the user wrote.
+        least: the smallest number allowed.
+
+    Raises:
+        UserError: if `value` is not a whole number, or is below `least`.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise UserError(
+            f"{field} is {value!r}, but it must be a whole number of at least {least}: "
+            f"set it to {least} or more."
+        )
+    return value
+
+
+def between(field: str, value: Any, low: float, high: float) -> float:
+    """Returns a number in the half-open interval [low, high).
+
+    Args:
+        field: the name that the user knows the number by.
+        value: what the user wrote.
+        low: the smallest number allowed.
+        high: the first number that is too large; may be infinite.
+
+    Raises:
+        UserError: if `value` is not a number, or lies outside the interval.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not low <= value < high:
+        raise UserError(
+            f"{field} is {value!r}, but it must be a number from {low:g} to below {high:g}: "
+            f"choose one in that range."
+        )
+    return float(value)
+
+
+def one_of(field: str, value: Any, allowed: Iterable[Any]) -> Any:
+    """Returns a value that is on the list.
+
+    Args:
+        field: the name that the user knows the choice by.
+        value: what the user wrote.
+        allowed: every choice there is.
+
+    Raises:
+        UserError: if `value` is not among them; the message names the nearest that is.
+    """
+    allowed = list(allowed)
+    if value not in allowed:
+        raise UserError(f"{field} is {value!r}{nearest(str(value), map(str, allowed))}")
+    return value
