@@ -1,0 +1,51 @@
+"""genflow: diffusion and flow generative models.
+
+A model is a path and a denoiser. A sampler is a table of numbers. Training, sampling and gradients
+are built on these two. The names below are imported when they are first used.
+"""
+
+from importlib import import_module
+
+from genflow.version import __version__
+
+_NAMES = {
+    "Adaptive": "solvers",
+    "Clipped": "models",
+    "Corrector": "solvers",
+    "Cosine": "models",
+    "Denoiser": "models",
+    "Discrete": "models",
+    "Exact": "models",
+    "Guided": "models",
+    "Karras": "models",
+    "Mixture": "models",
+    "Pipeline": "pipelines",
+    "Preconditioned": "models",
+    "Rectified": "models",
+    "RectifiedFlow": "training",
+    "Sampler": "solvers",
+    "SolverSchedule": "solvers",
+    "Step": "solvers",
+    "StudentT": "models",
+    "Tableau": "solvers",
+    "UserError": "errors",
+    "VariancePreserving": "models",
+    "build": "solvers",
+    "grid": "models",
+    "rollout": "solvers",
+    "schedule_for": "solvers",
+    "tabulate": "solvers",
+}
+
+__all__ = ["__version__", *sorted(_NAMES)]
+
+
+def __getattr__(name: str) -> object:
+    if name in _NAMES:
+        return getattr(import_module(f"genflow.{_NAMES[name]}"), name)
+
+    raise AttributeError(f"module 'genflow' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -18,7 +18,8 @@ def nearest(name: str, allowed: Iterable[str]) -> str:
     """The tail of a message about an unknown name: the nearest allowed one, then all of them."""
 
     allowed = sorted(allowed)
-    close = get_close_matches(name.lower(), allowed, n=1, cutoff=0.4)
-    hint = f": did you mean '{close[0]}'? " if close else ", which is unknown. "
+    lower = {a.lower(): a for a in allowed}
+    close = get_close_matches(name.lower(), lower, n=1, cutoff=0.4)
+    hint = f": did you mean '{lower[close[0]]}'? " if close else ", which is unknown. "
 
     return f"{hint}Allowed: {', '.join(allowed)}."

@@ -26,6 +26,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
@@ -36,19 +37,22 @@ from genflow.models.paths import Path, broadcast
 Coefficient = Tensor | float
 
 
+def _scaled(c: Coefficient, x: Tensor) -> Tensor:
+    """c x, where the float 1 costs nothing."""
+
+    if isinstance(c, float):
+        return x if c == 1.0 else c * x
+    return broadcast(c, x) * x
+
+
 def _combine(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
     """a x + b y, where a coefficient that is the float 0 or 1 costs nothing."""
 
-    def scaled(c: Coefficient, v: Tensor) -> Tensor:
-        if isinstance(c, float):
-            return v if c == 1.0 else c * v
-        return broadcast(c, v) * v
-
     if isinstance(a, float) and a == 0.0:
-        return scaled(b, y)
-    if isinstance(b, float) and b == 0.0:
-        return scaled(a, x)
-    return scaled(a, x) + scaled(b, y)
+        return _scaled(b, y)
+    if isinstance(b, float):
+        return _scaled(a, x) if b == 0.0 else torch.add(_scaled(a, x), y, alpha=b)
+    return torch.addcmul(_scaled(a, x), broadcast(b, y), y)
 
 
 class Denoiser(nn.Module, ABC):
@@ -89,7 +93,11 @@ class Denoiser(nn.Module, ABC):
         return _combine(ratio, x_t, alpha_dot - alpha_t * ratio, data)
 
     def at(self, t: float) -> "Denoiser":
-        """The denoiser to call at a time that is known on the host; itself, as a rule."""
+        """The denoiser to call at a time that is known on the host.
+
+        It answers as the denoiser itself does, but may have done at once, in float64, whatever
+        depends on the time alone.
+        """
 
         return self
 
@@ -257,10 +265,25 @@ class Preconditioned(Denoiser):
     def output(self, x_t: Tensor, t: Tensor, scale: Coefficient, **cond: Any) -> Tensor:
         """F, in the dtype of the state."""
 
-        weight = next(self.net.parameters(), x_t)
+        dtype = next(self.net.parameters(), x_t).dtype
         time = CLOCKS[self.clock](self.path, t)
-        x_in = x_t if isinstance(scale, float) else broadcast(scale, x_t) * x_t
-        return self.net(x_in.to(weight.dtype), time, **cond).to(x_t.dtype)
+        return self.net(_scaled(scale, x_t).to(dtype), time, **cond).to(x_t.dtype)
+
+    def at(self, t: float) -> "Denoiser":
+        """The same network, its coefficients computed once."""
+
+        return _Timed(self, t)
+
+    def drift(self, t: Tensor) -> tuple[Coefficient, Coefficient]:
+        r""":math:`(a, b)` with the velocity equal to :math:`a x_t + b F`."""
+
+        if self.prediction == "flow":
+            return 0.0, 1.0
+
+        c = self.coefficients(t)
+        alpha_dot, sigma_dot = self.path.rates(t)
+        a, b = (alpha_dot * d + sigma_dot * n for d, n in zip(c.data, c.noise, strict=True))
+        return a, b
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""
@@ -277,14 +300,9 @@ class Preconditioned(Denoiser):
         which are regular wherever the data and the noise estimates are.
         """
 
-        if self.prediction == "flow":
-            return self.output(x_t, t, 1.0, **cond)
-
-        c = self.coefficients(t)
-        alpha_dot, sigma_dot = self.path.rates(t)
-        F = self.output(x_t, t, c.scale, **cond)
-        a, b = (alpha_dot * d + sigma_dot * n for d, n in zip(c.data, c.noise, strict=True))
-        return _combine(a, x_t, b, F)
+        a, b = self.drift(t)
+        scale = 1.0 if self.prediction == "flow" else self.coefficients(t).scale
+        return _combine(a, x_t, b, self.output(x_t, t, scale, **cond))
 
     def loss(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""The squared error of F, in the network's own units.
@@ -306,6 +324,42 @@ class Preconditioned(Denoiser):
         c = self.coefficients(t)
         F = self.output(self.path.perturb(x, z, t), t, c.scale, **cond)
         return (F - _combine(c.target[0], x, c.target[1], z)).square().flatten(1).mean(1)
+
+
+class _Timed(Denoiser):
+    """A preconditioned network at one time: the same answers, with numbers for coefficients.
+
+    It runs at every step, so what it needs lies ready in one tuple: the look-ups of a module, and
+    the search for the dtype of its weights, cost as much as a small kernel.
+    """
+
+    def __init__(self, inner: Preconditioned, t: float) -> None:
+        super().__init__()
+        self.path = inner.path
+        time = torch.tensor(t, dtype=torch.float64)
+        c = inner.coefficients(time)
+        self.data = tuple(map(float, c.data))
+        self.drift = tuple(map(float, inner.drift(time)))
+        weight = next(inner.net.parameters(), None)
+        self.parts = (inner.net, CLOCKS[inner.clock], float(c.scale), weight)
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self._answer(self.data, x_t, t, cond)
+
+    def velocity(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        return self._answer(self.drift, x_t, t, cond)
+
+    def _answer(
+        self, mix: tuple[float, float], x_t: Tensor, t: Tensor, cond: dict[str, Any]
+    ) -> Tensor:
+        net, clock, scale, weight = self.parts
+        x_in = _scaled(scale, x_t)
+        time = clock(self.path, t)
+
+        if weight is None or weight.dtype == x_t.dtype:
+            return _combine(mix[0], x_t, mix[1], net(x_in, time, **cond))
+
+        return _combine(mix[0], x_t, mix[1], net(x_in.to(weight.dtype), time, **cond).to(x_t))
 
 
 class Exact(Denoiser):

@@ -76,10 +76,14 @@ class Guided(Denoiser):
         self.interval = interval
 
     def at(self, t: float) -> Denoiser:
-        """Itself inside the interval, the bare denoiser outside."""
+        """Guidance without an interval inside it, the bare denoiser outside."""
 
-        inside = self.interval[0] <= t <= self.interval[1]
-        return self if inside else self.denoiser.at(t)
+        strong = self.denoiser.at(t)
+        if not self.interval[0] <= t <= self.interval[1]:
+            return strong
+        null = self.null if self.guide is None else None
+        guide = None if self.guide is None else self.guide.at(t)
+        return Guided(strong, self.weight, null, guide)
 
     def _both(self, method: str, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         """Both estimates, mixed; data and velocity alike, as one is affine in the other."""
@@ -93,10 +97,13 @@ class Guided(Denoiser):
             both = getattr(self.denoiser, method)(torch.cat([x_t, x_t]), t_two, **two)
             strong, weak = both.chunk(2)
 
-        w = torch.as_tensor(self.weight, dtype=x_t.dtype, device=x_t.device)
+        w = self.weight
         low, high = self.interval
-        w = torch.where((t >= low) & (t <= high), w, torch.ones_like(w))
-        return torch.lerp(weak, strong, broadcast(w, x_t))
+        if (low, high) != (0.0, 1.0):
+            w = torch.where((t >= low) & (t <= high), w, 1.0)
+        if isinstance(w, Tensor):
+            w = broadcast(w.to(x_t), x_t)
+        return torch.lerp(weak, strong, w)
 
     def _nulls(self, name: str, value: Tensor) -> Tensor:
         if name not in self.null:
@@ -160,10 +167,7 @@ class Clipped(Denoiser):
     def at(self, t: float) -> Denoiser:
         """A clipped view of what the inner denoiser calls at that time."""
 
-        inner = self.denoiser.at(t)
-        if inner is self.denoiser:
-            return self
-        return Clipped(inner, self.low, self.high, self.quantile)
+        return Clipped(self.denoiser.at(t), self.low, self.high, self.quantile)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""

@@ -89,6 +89,8 @@ class _Logarithmic(Path):
         """log α and its rate."""
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """α and √(1 − α²)."""
+
         log_alpha, _ = self.log_alpha(t)
         return torch.exp(log_alpha), torch.sqrt(-torch.expm1(2 * log_alpha))
 
@@ -143,7 +145,7 @@ class VariancePreserving(_Logarithmic):
 
 
 @dataclass(frozen=True)
-class Cosine(_Logarithmic):
+class Cosine(Path):
     r"""The variance-preserving cosine path.
 
     .. math:: \alpha_t = \cos\!\Big(\frac{t + s}{1 + s} \frac\pi2\Big) \Big/
@@ -166,22 +168,34 @@ class Cosine(_Logarithmic):
         if not self.s >= 0:
             raise UserError(f"s is {self.s}: the offset of the cosine must be 0 or more (0.008).")
 
-    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """log cos θ − log cos θ₀ and −θ' tan θ."""
+    @property
+    def _unit(self) -> tuple[float, float]:
+        """dθ/dt and θ at t = 0."""
 
         unit = math.pi / 2 / (1 + self.s)
-        theta = (t + self.s) * unit
-        return (
-            torch.log(torch.cos(theta)) - math.log(math.cos(self.s * unit)),
-            -unit * torch.tan(theta),
-        )
+        return unit, self.s * unit
+
+    def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        # cos θ as a sine of the distance to 1, and 1 − α without cancellation: exact at both ends.
+        unit, origin = self._unit
+        alpha_t = torch.sin((1 - t) * unit) / math.cos(origin)
+        drop = 2 * torch.sin(t * unit / 2) ** 2 + math.tan(origin) * torch.sin(t * unit)
+        return alpha_t, torch.sqrt(drop * (2 - drop))
+
+    def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """−θ' sin θ / cos θ₀ and −α α̇ / σ, infinite at σ = 0."""
+
+        unit, origin = self._unit
+        alpha_t, sigma_t = self(t)
+        alpha_dot = -unit * torch.cos((1 - t) * unit) / math.cos(origin)
+        return alpha_dot, -alpha_t * alpha_dot / sigma_t
 
     def inverse(self, lam: Tensor) -> Tensor:
         """arccos(α cos θ₀) on the scale of t."""
 
-        unit = math.pi / 2 / (1 + self.s)
+        unit, origin = self._unit
         log_alpha = -0.5 * torch.nn.functional.softplus(-2 * lam, threshold=1e3)
-        return torch.acos(torch.exp(log_alpha) * math.cos(self.s * unit)) / unit - self.s
+        return torch.acos(torch.exp(log_alpha) * math.cos(origin)) / unit - self.s
 
 
 @dataclass(frozen=True, eq=False)

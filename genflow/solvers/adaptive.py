@@ -92,18 +92,28 @@ class Adaptive(nn.Module):
         return self._solve(x, self.stop, self.start, cond)
 
     def _solve(self, x: Tensor, t: float, s: float, cond: dict[str, Any]) -> Tensor:
-        calls = 0
+        calls, ends = 0, (min(t, s), max(t, s))
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
             nonlocal calls
             calls += 1
-            return self.denoiser.velocity(x, t, **cond)
+            # The guess of the first step may probe beyond the end, off the path.
+            return self.denoiser.velocity(x, t.clamp(*ends), **cond)
 
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         times = torch.tensor([t, s], dtype=work, device=x.device)
 
         with torch.set_grad_enabled(self.gradient == "direct" and torch.is_grad_enabled()):
-            path = odeint(velocity, x, times, rtol=self.rtol, atol=self.atol, method=self.method)
+            # A step is made to the end exactly: none goes past it.
+            path = odeint(
+                velocity,
+                x,
+                times,
+                rtol=self.rtol,
+                atol=self.atol,
+                method=self.method,
+                options={"step_t": times[1:]},
+            )
 
         self.nfe = calls
         return path[-1]

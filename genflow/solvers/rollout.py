@@ -1,8 +1,9 @@
 r"""The one loop.
 
 At every stage the denoiser is called once, and the next state is the table's combination of the
-window. A plain row costs two kernels (gather the window, one matrix-vector product), a row per
-sample or per element three; nothing in the loop depends on data, so there is no synchronisation
+window. A plain row costs three kernels at most: a scaling and an addition for each further slot if
+it uses up to three, else one gather and one matrix-vector product. Rows that differ between
+samples or elements cost three. Nothing in the loop depends on data, so there is no synchronisation
 with the host, and the loop can be traced whole.
 """
 
@@ -28,54 +29,24 @@ def _floats(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _combine(weight: Tensor, window: list[Tensor]) -> Tensor:
-    """The weighted sum of a window of tensors with shape (B, *)."""
+def _combine(weight: list[float] | Tensor, window: list[Tensor]) -> Tensor:
+    """The weighted sum of a window of tensors with shape (B, *), in three kernels at most."""
 
     x = window[0]
 
+    if isinstance(weight, list):
+        total = weight[0] * x
+        for w, v in zip(weight[1:], window[1:], strict=True):
+            total = torch.add(total, v, alpha=w)
+        return total
+
     if weight.ndim == 1:
-        if len(window) == 1:
-            return weight[0] * x
         return (weight @ torch.stack(window).flatten(1)).view(x.shape)
 
     if weight.ndim < x.ndim + 1:
         weight = weight.reshape(*weight.shape, *(1,) * (x.ndim + 1 - weight.ndim))
 
     return (weight * torch.stack(window)).sum(0)
-
-
-def _columns(tableau: Tableau) -> list[list[int]]:
-    """The slots that each stage really uses, read on the host."""
-
-    used = tableau.weight.detach().ne(0)
-    used = used.flatten(2).any(2) if used.ndim > 2 else used
-    return [[k for k, u in enumerate(row) if u] or [0] for row in used.tolist()]
-
-
-class Plan:
-    """A table made ready for states of one device and dtype.
-
-    Args:
-        tableau: The table.
-        x: A state; only its device and dtype matter.
-    """
-
-    def __init__(self, tableau: Tableau, x: Tensor) -> None:
-        self.columns = _columns(tableau)
-        self.keep = tableau.window
-        self.constant = 2 * tableau.window
-        self.noisy = (
-            tableau.noise.detach().ne(0).flatten(1).any(1).tolist()
-            if (tableau.noise.ndim > 1)
-            else tableau.noise.detach().ne(0).tolist()
-        )
-        self.time = tableau.time.to(device=x.device, dtype=_floats(x)).unbind(0)
-        weight = tableau.weight.to(device=x.device, dtype=x.dtype)
-        self.weight = [
-            w if len(c) == len(w) else w[c]
-            for w, c in zip(weight.unbind(0), self.columns, strict=True)
-        ]
-        self.noise = tableau.noise.to(device=x.device, dtype=x.dtype).unbind(0)
 
 
 def rollout(
@@ -102,25 +73,27 @@ def rollout(
         The final state, with shape (B, \*).
     """
 
-    plan = Plan(tableau, x)
+    time = tableau.time.to(device=x.device, dtype=_floats(x)).unbind(0)
+    rows, slots, noisy = tableau.rows(x), tableau.slots, tableau.noisy
+    keep = 2 * tableau.window
+    level = tableau.noise.to(device=x.device, dtype=x.dtype)
     fresh = noise or (lambda i, x: torch.randn_like(x))
 
     def shaken(i: int, x: Tensor) -> Tensor:
-        if not plan.noisy[i + 1]:
+        if not noisy[i + 1]:
             return x
-        c = plan.noise[i + 1]
+        c = level[i + 1]
         c = c.reshape(*c.shape, *(1,) * (x.ndim - 1)) if c.ndim else c
         return torch.addcmul(x, c, fresh(i, x))
 
-    one = x.new_ones(()).expand_as(x)
     x = shaken(-1, x)
     window: list[Tensor] = []
 
     for i, stage in enumerate(stages):
-        window = [x, stage(x, plan.time[i]), *window][: 2 * plan.keep]
+        window = [x, stage(x, time[i]), *window][:keep]
         if observe is not None:
             observe(i, x, window[1])
-        parts = [one if k == plan.constant else window[k] for k in plan.columns[i]]
-        x = shaken(i, _combine(plan.weight[i], parts))
+        parts = [window[k] if k < keep else torch.ones_like(x) for k in slots[i]]
+        x = shaken(i, _combine(rows[i], parts))
 
     return x

@@ -74,10 +74,10 @@ class Sampler(nn.Module):
         self.denoiser = denoiser
         self.gradient = gradient
         self.register_buffer("mean", mean, persistent=False)
-        plain = self.tableau.time.ndim == 1
-        self._called = [
-            denoiser.at(float(t)) if plain else denoiser for t in self.tableau.time.detach()
-        ]
+        self.tableau.prepare()
+        time = self.tableau.time
+        known = time.ndim == 1 and not time.requires_grad
+        self._called = [denoiser.at(float(t)) if known else denoiser for t in time.detach()]
 
     @property
     def nfe(self) -> int:

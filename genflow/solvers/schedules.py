@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 import torch
 
 from genflow.errors import UserError, nearest
+from genflow.files import write_text
 from genflow.models.paths import Path
 
 Points = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
@@ -247,7 +248,9 @@ class SolverSchedule:
         try:
             steps = tuple(_dense(i, step) for i, step in enumerate(record["steps"]))
             return cls(tuple(record["times"]), steps)
-        except (KeyError, TypeError) as error:
+        except UserError:
+            raise
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"the schedule lacks a field or has one of a wrong type: {error}."
             ) from None
@@ -255,9 +258,7 @@ class SolverSchedule:
     def save(self, file: str | os.PathLike[str]) -> None:
         """Writes the JSON to a file: to a temporary name first, then renamed."""
 
-        part = FilePath(f"{file}.part")
-        part.write_text(self.to_json(), encoding="utf-8")
-        os.replace(part, file)
+        write_text(file, self.to_json())
 
     @classmethod
     def load(cls, file: str | os.PathLike[str]) -> "SolverSchedule":

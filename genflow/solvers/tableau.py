@@ -23,6 +23,7 @@ __all__ = ["Tableau", "stack", "tabulate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 import math
 from typing import Literal
 
@@ -65,6 +66,62 @@ class Tableau:
         """The number of calls of the denoiser."""
 
         return len(self.time) - (self.source != "model")
+
+    @cached_property
+    def slots(self) -> list[list[int]]:
+        """The slots that each stage really uses."""
+
+        used = self.weight.detach().ne(0)
+        used = used.flatten(2).any(2) if used.ndim > 2 else used
+        return [[k for k, u in enumerate(flags) if u] or [0] for flags in used.tolist()]
+
+    @cached_property
+    def numbers(self) -> list[list[float] | None]:
+        """The weights of these slots as plain numbers, where there are few of them.
+
+        None stands for a row of more than three slots, of weights that differ between samples or
+        elements, or of weights that carry gradients.
+        """
+
+        if self.weight.ndim > 2 or self.weight.requires_grad:
+            return [None] * len(self.slots)
+
+        rows = zip(self.weight.tolist(), self.slots, strict=True)
+        return [[row[k] for k in used] if len(used) <= 3 else None for row, used in rows]
+
+    @cached_property
+    def packed(self) -> Tensor:
+        """The weights of all other rows, one after the other, so that one copy moves them all."""
+
+        return self._pack()
+
+    def _pack(self) -> Tensor:
+        rest = [
+            row[used]
+            for row, used, n in zip(self.weight, self.slots, self.numbers, strict=True)
+            if n is None
+        ]
+        return torch.cat(rest) if rest else self.weight.new_zeros(0)
+
+    def rows(self, x: Tensor) -> list[list[float] | Tensor]:
+        """The weights of each stage's slots, for states of the device and dtype of ``x``."""
+
+        sizes = [len(u) for u, n in zip(self.slots, self.numbers, strict=True) if n is None]
+        # Weights that carry gradients may have changed, and need a graph of their own each time.
+        packed = self._pack() if self.weight.requires_grad else self.packed
+        rest = iter(packed.to(device=x.device, dtype=x.dtype).split(sizes))
+        return [next(rest) if n is None else n for n in self.numbers]
+
+    @cached_property
+    def noisy(self) -> list[bool]:
+        """Whether fresh noise is added before the first stage, and after each."""
+
+        return self.noise.detach().ne(0).reshape(len(self.noise), -1).any(1).tolist()
+
+    def prepare(self) -> None:
+        """Finds now what the loop reads, since a traced loop cannot ask for it."""
+
+        _ = self.packed, self.noisy
 
     @property
     def window(self) -> int:

@@ -1,0 +1,436 @@
+"""The command line: typed functions, and nothing else.
+
+Each command is a function; its signature is the schema of its arguments and its doc-string the
+help. Heavy modules are imported inside the functions, so that ``--help`` and ``--version`` answer
+at once. A `UserError` is printed as one sentence, with exit code 2.
+"""
+
+__all__ = ["COMMANDS", "evaluate", "export", "fit", "generate", "main", "samplers"]
+
+from collections.abc import Callable, Sequence
+import inspect
+import json
+import os
+from pathlib import Path
+import shlex
+import sys
+from typing import Any, Literal
+
+from genflow.errors import UserError, nearest
+from genflow.version import __version__
+
+Value = int | float | bool | str
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Train a model from a config file, then save it as a pipeline.
+
+    Everything about the run goes into its folder (``run``): the resolved config, metrics, grids of
+    samples, checkpoints, and at the end ``pipeline``, the averaged weights ready for use.
+    """
+
+    from genflow.pipelines import Pipeline
+    from genflow.training.ema import EMA
+    from genflow.training.line import train
+
+    module, data, trainer, config = train(arguments)
+
+    if not trainer.is_global_zero:
+        return
+
+    pipe = Pipeline(
+        module.denoiser,
+        shape=tuple(data.shape),
+        sampler=config.sampler,
+        steps=config.steps,
+        class_names=data.class_names,
+        card={"data": type(data).__name__, "training_steps": trainer.global_step},
+    )
+    target = Path(config.run) / "pipeline"
+    average = next(c for c in trainer.callbacks if isinstance(c, EMA))
+
+    with average.average(module):
+        pipe.save(target, overwrite=True)
+
+    print(f"pipeline: {target}")
+
+
+def export(
+    checkpoint: str,
+    output: str = "out",
+    weights: Literal["average", "raw"] = "average",
+    sampler: str = "dpmpp-2m",
+    steps: int = 20,
+    overwrite: bool = False,
+) -> None:
+    """Save the network of a training checkpoint as a pipeline.
+
+    Args:
+        checkpoint: A .ckpt file of a run.
+        output: The folder to save to.
+        weights: The averaged weights, or the raw ones.
+        sampler: The pipeline's default sampler.
+        steps: The number of steps of the default sampler.
+        overwrite: Whether a pipeline that is there already is replaced.
+    """
+
+    from genflow.models import Preconditioned, path_from_dict
+    from genflow.nn import Net
+    from genflow.pipelines import Pipeline
+    from genflow.pipelines.folders import make_net
+    from genflow.training.checkpoints import ema_weights, read_checkpoint
+
+    read = read_checkpoint(checkpoint)
+    record = read.record
+
+    if record is None or record["net"] is None:
+        raise UserError(f"checkpoint '{checkpoint}' does not say which network it is of.")
+
+    net: Net = make_net(record["net"]["class"], record["net"]["config"])
+    net.load_state_dict(ema_weights(checkpoint) if weights == "average" else read.raw)
+    denoiser = Preconditioned(
+        net,
+        path_from_dict(record["path"]),
+        record["prediction"],
+        record["clock"],
+        record["sigma_data"],
+    )
+    card = {"training_steps": read.step, "weights": weights}
+    pipe = Pipeline(denoiser, net.shape, sampler=sampler, steps=steps, card=card)
+    pipe.save(output, overwrite=overwrite)
+    print(f"pipeline: {output}")
+
+
+def generate(
+    pipeline: str,
+    output: str = "out",
+    n: int | None = None,
+    seed: int = 0,
+    seeds: str | None = None,
+    label: str | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    schedule: str | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    clip: bool = False,
+    options: dict[str, Value] | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    shard: str = "0/1",
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Draw samples from a pipeline into a folder: numbered images, a grid, meta.json.
+
+    Args:
+        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        output: The folder to write to.
+        n: The number of samples; 64, or the number of seeds.
+        seed: The first of n consecutive seeds, one a sample.
+        seeds: The seeds themselves, as in 0-63,100; instead of n and seed.
+        label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
+        sampler: A name that "genflow samplers" lists; the pipeline's own by default.
+        steps: The number of steps.
+        schedule: A schedule.json, instead of sampler and steps.
+        guidance: The weight of classifier-free guidance; 1 is none.
+        interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
+        clip: Whether the data estimate is kept in [-1, 1].
+        options: Options of the sampler and its grid, as in --options.order 3.
+        batch_size: How many are drawn at a time; the samples do not depend on it.
+        device: cpu, cuda, ...; a GPU if there is one.
+        shard: The part i/n of the work to do, counted from 0.
+        overwrite: Whether an older job in the folder is thrown away.
+        resume: Whether the same job, begun before, is gone on with.
+    """
+
+    from genflow.pipelines import Pipeline
+    from genflow.pipelines.jobs import generate as job
+    from genflow.pipelines.jobs import parse_seeds, parse_shard
+    from genflow.solvers import SolverSchedule
+
+    if seeds is not None and n is not None:
+        raise UserError("n and seeds are both given: give one of the two.")
+
+    pipe = Pipeline.from_pretrained(pipeline, device=device or _device())
+    numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
+    labels = _labels(pipe, label, len(numbers))
+    call: dict[str, Any] = {"guidance": guidance, "interval": interval, "clip": clip}
+    call |= {"sampler": sampler, "steps": steps, **(options or {})}
+
+    if schedule is not None:
+        call["schedule"] = SolverSchedule.load(schedule)
+
+    with _bar("samples") as report:
+        meta = job(
+            pipe,
+            Path(output),
+            numbers,
+            label=labels,
+            shard=parse_shard(shard),
+            batch_size=batch_size,
+            overwrite=overwrite,
+            resume=resume,
+            record={"pipeline": str(pipeline), "command": shlex.join(sys.argv)},
+            report=report,
+            **call,
+        )
+
+    speed = "" if meta["per_second"] is None else f", {meta['per_second']} a second"
+    print(f"{output}: {len(meta['images'])} samples, NFE {meta['nfe'] or 0}{speed}")
+
+
+def evaluate(
+    samples: str,
+    data: str = "digits",
+    n: int | None = None,
+    seed: int = 0,
+    sampler: str | None = None,
+    steps: int | None = None,
+    guidance: float = 1.0,
+    feature: str = "random-conv",
+    output: str | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    size: int | None = None,
+) -> None:
+    """Measure how far samples are from the data: Fréchet distance, floor, and noise.
+
+    Args:
+        samples: A pipeline to draw from, or a folder or zip of images.
+        data: digits, a torchvision set as in FashionMNIST:ROOT, a folder, or a zip.
+        n: The number of samples to draw; as many as there are data by default.
+        seed: The first seed.
+        sampler: A name that "genflow samplers" lists; the pipeline's own by default.
+        steps: The number of steps.
+        guidance: The weight of classifier-free guidance; 1 is none.
+        feature: The feature net: random-conv, pixels.
+        output: A JSON file to write the report to.
+        batch_size: How many are drawn at a time.
+        device: cpu, cuda, ...; a GPU if there is one.
+        size: The side to which images of a folder or zip are brought.
+    """
+
+    from genflow.data.named import images_of, named
+    from genflow.files import write_text
+    from genflow.metrics import table
+    from genflow.pipelines import Pipeline
+    from genflow.pipelines.jobs import evaluate as job
+
+    device = device or _device()
+    reference = named(data, size=size).reference()
+    about: dict[str, Any] = {"samples": samples, "data": data, "genflow": __version__}
+
+    if (Path(samples) / "model_index.json").exists() or not Path(samples).exists():
+        pipe = Pipeline.from_pretrained(samples, device=device)
+        n = len(reference) if n is None else n
+        with _bar("samples") as report:
+            drawn = _draw(pipe, n, seed, batch_size, report, sampler, steps, guidance)
+        about |= {"seeds": [seed, seed + n - 1], "nfe": drawn["nfe"], "sampler": drawn["sampler"]}
+        x = drawn["x"]
+    else:
+        x = images_of(samples, channels=reference.shape[1], size=size)
+
+    result = about | job(x, reference, feature=feature, device=device)
+    print(table(result))
+
+    if output is not None:
+        write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+        print(f"report: {output}")
+
+
+def samplers() -> None:
+    """List the samplers: order, calls of the network for N steps, options, source."""
+
+    from genflow.solvers import PRESETS
+
+    rows = [("sampler", "order", "NFE", "options", "source")]
+
+    for entry in PRESETS.values():
+        options = " ".join(f"{k}={v}" for k, v in entry.options.items())
+        rows.append((entry.name, entry.order, entry.nfe, options, entry.url))
+
+    widths = [max(len(r[i]) for r in rows) for i in range(4)]
+
+    for row in rows:
+        cells = [c.ljust(w) for c, w in zip(row, widths, strict=False)]
+        print("  ".join([*cells, row[4]]).rstrip())
+
+    print("\nGrid options of all but dopri5: grid, start, stop, final, rho, shift.")
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "fit": fit,
+    "export": export,
+    "generate": generate,
+    "evaluate": evaluate,
+    "samplers": samplers,
+}
+"""The commands by name."""
+
+
+def main(
+    arguments: Sequence[str] | None = None,
+    program: str = "genflow",
+    commands: Sequence[str] | None = None,
+) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: The command and its arguments; those of the process if None.
+        program: The name that help and errors show.
+        commands: The commands on offer; all if None.
+
+    Returns:
+        The exit code: 0, 2 for a value that cannot be used, 130 if interrupted.
+    """
+
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    commands = commands or tuple(COMMANDS)
+
+    if arguments[:1] in (["--version"], ["-V"]):
+        print(f"genflow {__version__}")
+        return 0
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview(program, commands))
+        return 0 if arguments else 2
+
+    try:
+        if arguments[0] not in commands:
+            raise UserError(f"command is '{arguments[0]}'{nearest(arguments[0], commands)}")
+        _run(program, arguments[0], arguments[1:])
+    except UserError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
+
+    return 0
+
+
+def _overview(program: str, commands: Sequence[str]) -> str:
+    lines = [f"usage: {program} COMMAND [--help] ...", ""]
+
+    for name in commands:
+        summary = inspect.getdoc(COMMANDS[name]).split("\n")[0]
+        lines.append(f"  {name:<10} {summary}")
+
+    return "\n".join([*lines, "", f"  {'--version':<10} Print the version of genflow."])
+
+
+def _run(program: str, name: str, arguments: list[str]) -> None:
+    """Parses the arguments of a command by its signature, and calls it."""
+
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    command = COMMANDS[name]
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
+
+    if command is fit:
+        return fit(_flags(arguments, ("resume", "overwrite")))
+
+    switches = [
+        k for k, p in inspect.signature(command).parameters.items() if p.annotation is bool
+    ]
+    parser = ArgumentParser(prog=f"{program} {name}", exit_on_error=False)
+    parser.add_function_arguments(command, as_positional=True)
+
+    try:
+        values = parser.parse_args(_flags(arguments, switches))
+    except ArgumentError as error:
+        text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
+        raise UserError(f"{text} (see {program} {name} --help)") from None
+
+    return command(**values.as_dict())
+
+
+def _flags(arguments: Sequence[str], switches: Sequence[str]) -> list[str]:
+    """Lets a switch stand alone: ``--overwrite`` is ``--overwrite true``."""
+
+    names = {f"--{s}" for s in switches} | {f"--{s.replace('_', '-')}" for s in switches}
+    out: list[str] = []
+
+    for i, argument in enumerate(arguments):
+        out.append(argument)
+        after = arguments[i + 1] if i + 1 < len(arguments) else "--"
+        if argument in names and after.lower() not in ("true", "false"):
+            out.append("true")
+
+    return out
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _labels(pipe: Any, text: str | None, n: int) -> Any:
+    """Class labels from text, gone round in for n samples."""
+
+    if text is None:
+        return pipe.labels(None, n)
+
+    names = [part.strip() for part in text.split(",")]
+    return pipe.labels([names[i % len(names)] for i in range(n)], n)
+
+
+def _draw(
+    pipe: Any,
+    n: int,
+    seed: int,
+    batch_size: int,
+    report: Callable[[int, int], None],
+    sampler: str | None,
+    steps: int | None,
+    guidance: float,
+) -> dict[str, Any]:
+    """Samples in the form in which the data are stored, batch by batch."""
+
+    import torch
+
+    parts, nfe, name = [], 0, ""
+    batches = pipe.batches(
+        range(seed, seed + n),
+        pipe.labels(None, n),
+        batch_size=batch_size,
+        sampler=sampler,
+        steps=steps,
+        guidance=guidance,
+    )
+
+    for batch in batches:
+        parts.append(batch.uint8 if len(pipe.shape) == 3 else batch.x)
+        nfe, name = batch.nfe, batch.sampler
+        report(sum(map(len, parts)), n)
+
+    return {"x": torch.cat(parts), "nfe": nfe, "sampler": name}
+
+
+class _bar:
+    """A progress bar on a terminal, silence elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.progress: Any = None
+
+    def __enter__(self) -> Callable[[int, int], None]:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress
+
+            self.progress = Progress(console=Console(stderr=True), transient=True)
+            self.progress.start()
+        return self._report
+
+    def _report(self, done: int, total: int) -> None:
+        if self.progress is None:
+            return
+        if not self.progress.tasks:
+            self.progress.add_task(self.what, total=total)
+        self.progress.update(self.progress.tasks[0].id, completed=done)
+
+    def __exit__(self, *error: object) -> None:
+        if self.progress is not None:
+            self.progress.stop()
