@@ -285,6 +285,8 @@ def main(
         The exit code: 0, 2 for a value that cannot be used, 130 if interrupted.
     """
 
+    # Threads that wait for each other by spinning starve a machine that runs anything else.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = commands or tuple(COMMANDS)
 

@@ -67,7 +67,8 @@ def cloud(points: Tensor, label: Tensor | None = None) -> Image.Image:
     figure = _figure(5, 5)
     axes = figure.add_subplot()
     x = points.detach().float().cpu().numpy()
-    axes.scatter(x[:, 0], x[:, 1], s=4, lw=0, c=label, cmap="tab10", alpha=0.6)
+    colours = {} if label is None else {"c": label, "cmap": "tab10"}
+    axes.scatter(x[:, 0], x[:, 1], s=4, lw=0, alpha=0.6, **colours)
     axes.set_aspect("equal")
     axes.spines[["top", "right"]].set_visible(False)
     return _image(figure)

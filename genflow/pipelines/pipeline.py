@@ -171,7 +171,8 @@ class Pipeline:
             return Sampler(denoiser, self.schedule, gradient)
 
         name = sampler or self.sampler
-        return build(name, denoiser, steps or self.steps, gradient=gradient, **options)
+        count = self.steps if steps is None else steps
+        return build(name, denoiser, count, gradient=gradient, **options)
 
     def labels(self, label: Any, n: int) -> Tensor | None:
         """Class labels for n samples.
