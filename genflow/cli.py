@@ -16,6 +16,7 @@ import shlex
 import sys
 from typing import Any, Literal
 
+from genflow.console import Bar, flags, overview
 from genflow.errors import UserError, nearest
 from genflow.version import __version__
 
@@ -161,7 +162,7 @@ def generate(
     if schedule is not None:
         call["schedule"] = SolverSchedule.load(schedule)
 
-    with _bar("samples") as report:
+    with Bar("samples") as report:
         meta = job(
             pipe,
             Path(output),
@@ -224,7 +225,7 @@ def evaluate(
     if (Path(samples) / "model_index.json").exists() or not Path(samples).exists():
         pipe = Pipeline.from_pretrained(samples, device=device)
         n = len(reference) if n is None else n
-        with _bar("samples") as report:
+        with Bar("samples") as report:
             drawn = _draw(pipe, n, seed, batch_size, report, sampler, steps, guidance)
         about |= {"seeds": [seed, seed + n - 1], "nfe": drawn["nfe"], "sampler": drawn["sampler"]}
         x = drawn["x"]
@@ -294,7 +295,7 @@ def main(
         print(f"genflow {__version__}")
         return 0
     if not arguments or arguments[0] in ("-h", "--help"):
-        print(_overview(program, commands))
+        print(overview(program, {name: COMMANDS[name] for name in commands}))
         return 0 if arguments else 2
 
     try:
@@ -311,16 +312,6 @@ def main(
     return 0
 
 
-def _overview(program: str, commands: Sequence[str]) -> str:
-    lines = [f"usage: {program} COMMAND [--help] ...", ""]
-
-    for name in commands:
-        summary = inspect.getdoc(COMMANDS[name]).split("\n")[0]
-        lines.append(f"  {name:<10} {summary}")
-
-    return "\n".join([*lines, "", f"  {'--version':<10} Print the version of genflow."])
-
-
 def _run(program: str, name: str, arguments: list[str]) -> None:
     """Parses the arguments of a command by its signature, and calls it."""
 
@@ -330,7 +321,7 @@ def _run(program: str, name: str, arguments: list[str]) -> None:
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
     if command is fit:
-        return fit(_flags(arguments, ("resume", "overwrite")))
+        return fit(flags(arguments, ("resume", "overwrite")))
 
     switches = [
         k for k, p in inspect.signature(command).parameters.items() if p.annotation is bool
@@ -339,27 +330,12 @@ def _run(program: str, name: str, arguments: list[str]) -> None:
     parser.add_function_arguments(command, as_positional=True)
 
     try:
-        values = parser.parse_args(_flags(arguments, switches))
+        values = parser.parse_args(flags(arguments, switches))
     except ArgumentError as error:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise UserError(f"{text} (see {program} {name} --help)") from None
 
     return command(**values.as_dict())
-
-
-def _flags(arguments: Sequence[str], switches: Sequence[str]) -> list[str]:
-    """Lets a switch stand alone: ``--overwrite`` is ``--overwrite true``."""
-
-    names = {f"--{s}" for s in switches} | {f"--{s.replace('_', '-')}" for s in switches}
-    out: list[str] = []
-
-    for i, argument in enumerate(arguments):
-        out.append(argument)
-        after = arguments[i + 1] if i + 1 < len(arguments) else "--"
-        if argument in names and after.lower() not in ("true", "false"):
-            out.append("true")
-
-    return out
 
 
 def _device() -> str:
@@ -408,31 +384,3 @@ def _draw(
         report(sum(map(len, parts)), n)
 
     return {"x": torch.cat(parts), "nfe": nfe, "sampler": name}
-
-
-class _bar:
-    """A progress bar on a terminal, silence elsewhere."""
-
-    def __init__(self, what: str) -> None:
-        self.what = what
-        self.progress: Any = None
-
-    def __enter__(self) -> Callable[[int, int], None]:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import Progress
-
-            self.progress = Progress(console=Console(stderr=True), transient=True)
-            self.progress.start()
-        return self._report
-
-    def _report(self, done: int, total: int) -> None:
-        if self.progress is None:
-            return
-        if not self.progress.tasks:
-            self.progress.add_task(self.what, total=total)
-        self.progress.update(self.progress.tasks[0].id, completed=done)
-
-    def __exit__(self, *error: object) -> None:
-        if self.progress is not None:
-            self.progress.stop()

@@ -3,7 +3,7 @@
 __all__ = ["replacing", "write_text", "writing"]
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 import os
 from pathlib import Path
 import shutil
@@ -33,11 +33,16 @@ def writing(file: str | os.PathLike[str]) -> Iterator[Path]:
         yield part
         os.replace(part, target)
     except OSError as error:
-        part.unlink(missing_ok=True)
+        _forget(part)
         raise UserError(f"'{target}' cannot be written ({error.strerror or error}).") from None
     except BaseException:
-        part.unlink(missing_ok=True)
+        _forget(part)
         raise
+
+
+def _forget(part: Path) -> None:
+    with suppress(OSError):
+        part.unlink(missing_ok=True)
 
 
 def write_text(file: str | os.PathLike[str], text: str) -> None:

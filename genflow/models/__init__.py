@@ -1,12 +1,7 @@
 """What the model is: laws of noise, paths, exact mixtures, denoisers."""
 
-from genflow.models.denoisers import (
-    CLOCKS,
-    PREDICTIONS,
-    Denoiser,
-    Exact,
-    Preconditioned,
-)
+from genflow.models.denoisers import Denoiser, Preconditioned
+from genflow.models.exact import Exact
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
 from genflow.models.mixtures import Mixture
@@ -20,6 +15,7 @@ from genflow.models.paths import (
     Rectified,
     VariancePreserving,
 )
+from genflow.models.predictions import CLOCKS, PREDICTIONS
 from genflow.models.records import path_from_dict, path_to_dict
 
 __all__ = [

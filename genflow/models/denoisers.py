@@ -13,46 +13,25 @@ error of :math:`F` in its own units, for every row. Denoisers wrap: guidance and
 denoisers around denoisers.
 """
 
-__all__ = [
-    "CLOCKS",
-    "PREDICTIONS",
-    "Coefficients",
-    "Denoiser",
-    "Exact",
-    "Preconditioned",
-]
+__all__ = ["Denoiser", "Preconditioned"]
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
-from genflow.models.mixtures import Mixture
-from genflow.models.noise import Gaussian
-from genflow.models.paths import Path, broadcast
-
-Coefficient = Tensor | float
-
-
-def _scaled(c: Coefficient, x: Tensor) -> Tensor:
-    """c x, where the float 1 costs nothing."""
-
-    if isinstance(c, float):
-        return x if c == 1.0 else c * x
-    return broadcast(c, x) * x
-
-
-def _combine(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
-    """a x + b y, where a coefficient that is the float 0 or 1 costs nothing."""
-
-    if isinstance(a, float) and a == 0.0:
-        return _scaled(b, y)
-    if isinstance(b, float):
-        return _scaled(a, x) if b == 0.0 else torch.add(_scaled(a, x), y, alpha=b)
-    return torch.addcmul(_scaled(a, x), broadcast(b, y), y)
+from genflow.models.paths import Path
+from genflow.models.predictions import (
+    CLOCKS,
+    PREDICTIONS,
+    USUAL_CLOCKS,
+    Coefficient,
+    Coefficients,
+    combine,
+    scaled,
+)
 
 
 class Denoiser(nn.Module, ABC):
@@ -90,7 +69,7 @@ class Denoiser(nn.Module, ABC):
         alpha_t, sigma_t = self.path(t)
         alpha_dot, sigma_dot = self.path.rates(t)
         ratio = sigma_dot / sigma_t
-        return _combine(ratio, x_t, alpha_dot - alpha_t * ratio, data)
+        return combine(ratio, x_t, alpha_dot - alpha_t * ratio, data)
 
     def at(self, t: float) -> "Denoiser":
         """The denoiser to call at a time that is known on the host.
@@ -100,99 +79,6 @@ class Denoiser(nn.Module, ABC):
         """
 
         return self
-
-
-class Coefficients(NamedTuple):
-    r"""How a prediction F relates to data and noise at one time.
-
-    Attributes:
-        scale: The factor of :math:`x_t` at the entrance of the network.
-        data: :math:`(a, b)` with :math:`E[X|x_t] = a x_t + b F`.
-        noise: :math:`(a, b)` with :math:`E[Z|x_t] = a x_t + b F`.
-        target: :math:`(a, b)` with the target of F equal to :math:`a x + b z`.
-    """
-
-    scale: Coefficient
-    data: tuple[Coefficient, Coefficient]
-    noise: tuple[Coefficient, Coefficient]
-    target: tuple[Coefficient, Coefficient]
-
-
-def _data(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
-    alpha, sigma = path(t)
-    return Coefficients(1.0, (0.0, 1.0), (1 / sigma, -alpha / sigma), (1.0, 0.0))
-
-
-def _noise(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
-    alpha, sigma = path(t)
-    return Coefficients(1.0, (1 / alpha, -sigma / alpha), (0.0, 1.0), (0.0, 1.0))
-
-
-def _v(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
-    alpha, sigma = path(t)
-    s = alpha**2 + sigma**2
-    return Coefficients(1.0, (alpha / s, -sigma / s), (sigma / s, alpha / s), (-sigma, alpha))
-
-
-def _flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
-    alpha, sigma = path(t)
-    alpha_dot, sigma_dot = path.rates(t)
-    det = alpha * sigma_dot - alpha_dot * sigma
-    return Coefficients(
-        1.0,
-        (sigma_dot / det, -sigma / det),
-        (-alpha_dot / det, alpha / det),
-        (alpha_dot, sigma_dot),
-    )
-
-
-def _karras(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
-    alpha, sigma = path(t)
-    s = sigma / alpha
-    total = s**2 + sigma_data**2
-    root = total.sqrt()
-    return Coefficients(
-        1 / (alpha * root),
-        (sigma_data**2 / (alpha * total), s * sigma_data / root),
-        (s / (alpha * total), -sigma_data / root),
-        (s / (sigma_data * root), -sigma_data / root),
-    )
-
-
-PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
-    "data": _data,
-    "noise": _noise,
-    "v": _v,
-    "flow": _flow,
-    "karras": _karras,
-}
-"""The coefficient table: a row a prediction."""
-
-
-def _log_sigma(path: Path, t: Tensor) -> Tensor:
-    return -0.25 * path.lam(t)
-
-
-def _discrete(path: Path, t: Tensor) -> Tensor:
-    levels = getattr(path, "levels", 1000)
-    return levels * t - 1
-
-
-CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
-    "unit": lambda path, t: t,
-    "thousand": lambda path, t: 1000 * t,
-    "discrete": _discrete,
-    "log-sigma": _log_sigma,
-}
-"""What a network is told about the time: t, 1000 t, the level N t − 1, or ¼ log(σ/α)."""
-
-_USUAL_CLOCKS = {
-    "data": "thousand",
-    "noise": "thousand",
-    "v": "thousand",
-    "flow": "thousand",
-    "karras": "log-sigma",
-}
 
 
 class Preconditioned(Denoiser):
@@ -244,7 +130,7 @@ class Preconditioned(Denoiser):
         if prediction not in PREDICTIONS:
             raise UserError(f"prediction is '{prediction}'{nearest(prediction, PREDICTIONS)}")
 
-        clock = clock or _USUAL_CLOCKS[prediction]
+        clock = clock or USUAL_CLOCKS[prediction]
 
         if clock not in CLOCKS:
             raise UserError(f"clock is '{clock}'{nearest(clock, CLOCKS)}")
@@ -267,7 +153,7 @@ class Preconditioned(Denoiser):
 
         dtype = next(self.net.parameters(), x_t).dtype
         time = CLOCKS[self.clock](self.path, t)
-        return self.net(_scaled(scale, x_t).to(dtype), time, **cond).to(x_t.dtype)
+        return self.net(scaled(scale, x_t).to(dtype), time, **cond).to(x_t.dtype)
 
     def at(self, t: float) -> "Denoiser":
         """The same network, its coefficients computed once."""
@@ -290,7 +176,7 @@ class Preconditioned(Denoiser):
 
         c = self.coefficients(t)
         F = self.output(x_t, t, c.scale, **cond)
-        return _combine(c.data[0], x_t, c.data[1], F)
+        return combine(c.data[0], x_t, c.data[1], F)
 
     def velocity(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""See [`Denoiser.velocity`][genflow.models.denoisers.Denoiser.velocity].
@@ -302,7 +188,7 @@ class Preconditioned(Denoiser):
 
         a, b = self.drift(t)
         scale = 1.0 if self.prediction == "flow" else self.coefficients(t).scale
-        return _combine(a, x_t, b, self.output(x_t, t, scale, **cond))
+        return combine(a, x_t, b, self.output(x_t, t, scale, **cond))
 
     def loss(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""The squared error of F, in the network's own units.
@@ -323,7 +209,7 @@ class Preconditioned(Denoiser):
 
         c = self.coefficients(t)
         F = self.output(self.path.perturb(x, z, t), t, c.scale, **cond)
-        return (F - _combine(c.target[0], x, c.target[1], z)).square().flatten(1).mean(1)
+        return (F - combine(c.target[0], x, c.target[1], z)).square().flatten(1).mean(1)
 
 
 class _Timed(Denoiser):
@@ -353,49 +239,10 @@ class _Timed(Denoiser):
         self, mix: tuple[float, float], x_t: Tensor, t: Tensor, cond: dict[str, Any]
     ) -> Tensor:
         net, clock, scale, weight = self.parts
-        x_in = _scaled(scale, x_t)
+        x_in = scaled(scale, x_t)
         time = clock(self.path, t)
 
         if weight is None or weight.dtype == x_t.dtype:
-            return _combine(mix[0], x_t, mix[1], net(x_in, time, **cond))
+            return combine(mix[0], x_t, mix[1], net(x_in, time, **cond))
 
-        return _combine(mix[0], x_t, mix[1], net(x_in.to(weight.dtype), time, **cond).to(x_t))
-
-
-class Exact(Denoiser):
-    r"""The true denoiser of data that follow a Gaussian mixture; the noise must be Gaussian.
-
-    Args:
-        path: The path, with Gaussian noise.
-        mixture: The law of the data in d dimensions; states with shape (B, \*) are flattened to
-            (B, d).
-
-    Raises:
-        UserError: If the noise of the path is not Gaussian.
-    """
-
-    def __init__(self, path: Path, mixture: Mixture) -> None:
-        super().__init__()
-
-        if not isinstance(path.noise, Gaussian):
-            raise UserError(f"noise is {path.noise}: the exact denoiser needs Gaussian noise.")
-
-        self.path = path
-        self.mixture = mixture
-
-    def _posterior(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_t, sigma_t = self.path(t)
-        data, noise = self.mixture.posterior(x_t.flatten(1), alpha_t, sigma_t)
-        return data.view_as(x_t), noise.view_as(x_t)
-
-    def forward(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""
-
-        return self._posterior(x_t, t)[0]
-
-    def velocity(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """α̇ E[X|x_t] + σ̇ E[Z|x_t], regular where σ = 0."""
-
-        data, noise = self._posterior(x_t, t)
-        alpha_dot, sigma_dot = self.path.rates(t)
-        return _combine(alpha_dot, data, sigma_dot, noise)
+        return combine(mix[0], x_t, mix[1], net(x_in.to(weight.dtype), time, **cond).to(x_t))

@@ -8,7 +8,6 @@ on going to clean data, are separate questions.
 __all__ = ["grid"]
 
 from collections.abc import Sequence
-import math
 from typing import Literal, get_args
 
 import torch
@@ -53,8 +52,9 @@ def grid(
         final: ``"min"`` ends the grid at ``stop``; ``"zero"`` spends the last step on going from
             ``stop`` to clean data at time 0. The path's own default if None.
         rho: The exponent of the Karras grid.
-        shift: Moves every inner time to λ − log(shift): above 1, more time is spent near noise, as
-            large images need.
+        shift: Multiplies σ/α at the inner times, exactly if λ is infinite at both ends and with
+            the ends held fast otherwise: above 1, more time is spent near noise, as large images
+            need.
 
     Returns:
         ``steps + 1`` decreasing times.
@@ -108,14 +108,14 @@ def _spaced(
         stride = levels // steps
         return (*((i * stride + 1) / levels for i in reversed(range(steps))), 0.0)
 
-    zero = final == "zero" and stop > 0
-    count = steps if zero else steps + 1
-
     if kind in ("logsnr", "karras"):
         ends = torch.tensor([start, stop], dtype=torch.float64)
         inside = torch.isfinite(path.lam(ends)).tolist()
         start = start if inside[0] else start - 1e-3
         stop = stop if inside[1] else stop + 1e-3
+
+    zero = final == "zero" and stop > 0
+    count = steps if zero else steps + 1
 
     if count == 1:
         return (start, 0.0) if zero else (start, stop)
@@ -142,11 +142,12 @@ def _spaced(
 
 
 def _shifted(path: Path, times: Sequence[float], shift: float) -> tuple[float, ...]:
-    """Moves the times with a finite λ, but for the first and the last, to λ − log(shift)."""
+    r"""The times at :math:`r' = r_1 + a (r - r_1) / (1 + (a - 1) q)`, with r = σ/α, a the shift,
+    and q the place of r between its last value :math:`r_1` (q = 0) and its first (q = 1)."""
 
     t = torch.tensor(times, dtype=torch.float64)
-    lam = path.lam(t)
-    moved = path.inverse(lam - math.log(shift)).clamp(max=times[0])
-    keep = ~torch.isfinite(lam)
-    keep[0] = keep[-1] = True
-    return tuple(torch.where(keep, t, moved).tolist())
+    r = torch.exp(-path.lam(t))
+    above = r - r[-1]
+    moved = r[-1] + shift * above / (1 + (shift - 1) * above / above[0])
+    inner = path.inverse(-torch.log(moved[1:-1]))
+    return (times[0], *inner.tolist(), times[-1])

@@ -168,16 +168,14 @@ class Cosine(Path):
         if not self.s >= 0:
             raise UserError(f"s is {self.s}: the offset of the cosine must be 0 or more (0.008).")
 
-    @property
-    def _unit(self) -> tuple[float, float]:
-        """dθ/dt and θ at t = 0."""
-
+    def _angles(self) -> tuple[float, float]:
         unit = math.pi / 2 / (1 + self.s)
         return unit, self.s * unit
 
     def __call__(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        # cos θ as a sine of the distance to 1, and 1 − α without cancellation: exact at both ends.
-        unit, origin = self._unit
+        """α as a sine of 1 − t, and 1 − σ² without cancellation: exact at both ends."""
+
+        unit, origin = self._angles()
         alpha_t = torch.sin((1 - t) * unit) / math.cos(origin)
         drop = 2 * torch.sin(t * unit / 2) ** 2 + math.tan(origin) * torch.sin(t * unit)
         return alpha_t, torch.sqrt(drop * (2 - drop))
@@ -185,20 +183,19 @@ class Cosine(Path):
     def rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """−θ' sin θ / cos θ₀ and −α α̇ / σ, infinite at σ = 0."""
 
-        unit, origin = self._unit
-        alpha_t, sigma_t = self(t)
+        (unit, origin), (alpha_t, sigma_t) = self._angles(), self(t)
         alpha_dot = -unit * torch.cos((1 - t) * unit) / math.cos(origin)
         return alpha_dot, -alpha_t * alpha_dot / sigma_t
 
     def inverse(self, lam: Tensor) -> Tensor:
         """arccos(α cos θ₀) on the scale of t."""
 
-        unit, origin = self._unit
+        unit, origin = self._angles()
         log_alpha = -0.5 * torch.nn.functional.softplus(-2 * lam, threshold=1e3)
         return torch.acos(torch.exp(log_alpha) * math.cos(origin)) / unit - self.s
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Discrete(_Logarithmic):
     r"""The variance-preserving path of a model trained at N discrete levels :math:`\bar\alpha_i`.
 
@@ -236,16 +233,6 @@ class Discrete(_Logarithmic):
         levels = torch.cat([values.new_zeros(1), 0.5 * values.clamp(min=2.0**-24).log()])
         object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
         object.__setattr__(self, "_tables", {(torch.device("cpu"), torch.float64): levels})
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, Discrete)
-            and self.alphas_cumprod == other.alphas_cumprod
-            and self.noise == other.noise
-        )
-
-    def __hash__(self) -> int:
-        return hash((self.alphas_cumprod, self.noise))
 
     @property
     def levels(self) -> int:

@@ -268,4 +268,6 @@ class MLP(Net):
         self, features: int = 2, width: int = 128, depth: int = 3, classes: int | None = None
     ) -> None:
         count = None if classes is None else classes + 1
-        super().__init__(VectorMLP(features, width, depth, count))
+        super().__init__(
+            VectorMLP(features=features, width=width, depth=depth, num_class_embeds=count)
+        )

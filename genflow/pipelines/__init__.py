@@ -1,5 +1,6 @@
 """How people use it: load, call, save."""
 
-from genflow.pipelines.pipeline import Pipeline, Samples
+from genflow.pipelines.pipeline import Pipeline
+from genflow.pipelines.samples import Samples
 
 __all__ = ["Pipeline", "Samples"]

@@ -91,7 +91,8 @@ def make_net(name: str, config: dict[str, Any]) -> Net:
         UserError: If the class is unknown.
     """
 
-    return Net(_model(name).from_config(config))
+    given = {k: v for k, v in config.items() if not k.startswith("_")}
+    return Net(_model(name).from_config(given))
 
 
 def load_net(folder: Path, name: str) -> Net:

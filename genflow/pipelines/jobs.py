@@ -22,7 +22,8 @@ from torch import Tensor
 from genflow import viz
 from genflow.errors import UserError
 from genflow.files import write_text, writing
-from genflow.pipelines.pipeline import Pipeline, Samples
+from genflow.pipelines.pipeline import Pipeline
+from genflow.pipelines.samples import Samples
 from genflow.version import __version__
 
 Report = Callable[[int, int], None]
@@ -78,9 +79,9 @@ def generate(
 ) -> dict[str, Any]:
     """Writes samples into a folder.
 
-    Images become ``images/000000.png`` …, with ``grid.png`` and ``meta.json`` beside them; vectors
-    become ``samples.npy`` with ``cloud.png``. With more than one shard, part i writes the images i, i +
-    n, …, and its own grid and record.
+    Images become ``images/000000.png`` and so on, with ``grid.png`` and ``meta.json`` beside
+    them; vectors become ``samples.npy`` with ``cloud.png``. With more than one shard, part i
+    writes the images i, i + n and so on, and its own grid and record.
 
     Args:
         pipeline: The pipeline.

@@ -12,7 +12,7 @@ Nothing that is loaded is unpickled. Every sample has a seed of its own, so it d
 the batch that it was drawn in, nor on how the work was shared out.
 """
 
-__all__ = ["Pipeline", "Samples"]
+__all__ = ["Pipeline"]
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,53 +23,20 @@ import secrets
 from typing import Any
 
 import diffusers
-from PIL import Image
 import torch
 from torch import Generator, Tensor
 
-from genflow.data.pixels import to_uint8
 from genflow.errors import UserError
 from genflow.files import replacing
 from genflow.models import Clipped, Denoiser, Guided, Preconditioned
 from genflow.models.records import path_from_dict, path_to_dict
 from genflow.nn import Net
 from genflow.pipelines.folders import load_net, locate, read_index
+from genflow.pipelines.samples import Samples
 from genflow.solvers import Adaptive, Sampler, SolverSchedule, build, schedule_for
 from genflow.version import __version__
 
 FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Samples:
-    r"""What a pipeline returns.
-
-    Attributes:
-        x: The samples in the range of the data, with shape (n, \*event), on the CPU.
-        seeds: The seed of each.
-        nfe: The number of calls of the denoiser for one sample.
-        sampler: The name of the sampler, or ``"schedule"``.
-        label: The class of each, with shape (n), or None.
-    """
-
-    x: Tensor
-    seeds: list[int]
-    nfe: int
-    sampler: str
-    label: Tensor | None = None
-
-    @property
-    def uint8(self) -> Tensor:
-        """The images in 0 … 255, with shape (n, C, H, W)."""
-
-        return to_uint8(self.x)
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """The images, as PIL images."""
-
-        arrays = self.uint8.permute(0, 2, 3, 1).numpy()
-        return [Image.fromarray(a.squeeze(-1) if a.shape[-1] == 1 else a) for a in arrays]
 
 
 @dataclass

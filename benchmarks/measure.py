@@ -1,0 +1,125 @@
+"""Shared by the benchmarks: interleaved timing, a table, a JSON file with its provenance."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+import platform
+import statistics
+import time
+from typing import Any
+
+import torch
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def clock(device: str) -> Callable[[], float]:
+    """CPU time of the process, or wall time after a synchronisation on a GPU."""
+
+    def gpu() -> float:
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
+    return time.process_time if device == "cpu" else gpu
+
+
+def contest(
+    runs: dict[str, Callable[[Any], Any]], x: Any, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Runs the contestants in turn, round after round; the first is the yardstick.
+
+    Returns:
+        For each the median seconds, the median ratio to the yardstick of the same round, its
+        quartiles, and the median difference.
+    """
+
+    now = clock(x.device.type if isinstance(x, torch.Tensor) else "cpu")
+    first = next(iter(runs))
+    taken: dict[str, list[float]] = {name: [] for name in runs}
+
+    for run in runs.values():
+        run(x)
+
+    for _ in range(rounds):
+        for name, run in runs.items():
+            start = now()
+            run(x)
+            taken[name].append(now() - start)
+
+    out = {}
+
+    for name, seconds in taken.items():
+        ratios = [a / b for a, b in zip(seconds, taken[first], strict=True)]
+        over = [a - b for a, b in zip(seconds, taken[first], strict=True)]
+        low, _, high = statistics.quantiles(ratios, n=4) if rounds > 1 else ratios * 3
+        out[name] = {
+            "seconds": statistics.median(seconds),
+            "ratio": statistics.median(ratios),
+            "low": low,
+            "high": high,
+            "over": statistics.median(over),
+        }
+
+    return out
+
+
+def print_table(header: list[str], rows: list[list[str]]) -> None:
+    """Prints a table in Markdown."""
+
+    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        padded = [c.ljust(w) for c, w in zip(cells, widths, strict=True)]
+        return "| " + " | ".join(padded) + " |"
+
+    print(line(header))
+    print("|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    for row in rows:
+        print(line(row))
+
+
+def machine() -> dict[str, Any]:
+    """What the numbers were measured on."""
+
+    packages = ("torch", "diffusers", "torchdiffeq", "lightning", "genflow")
+    versions = {}
+
+    for name in packages:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+
+    model = ""
+    info = Path("/proc/cpuinfo")
+
+    if info.exists():
+        lines = [x for x in info.read_text().splitlines() if x.startswith("model name")]
+        model = lines[0].split(":", 1)[1].strip() if lines else ""
+
+    return {
+        "date": datetime.now(UTC).date().isoformat(),
+        "cpu": model or platform.processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def write_results(name: str, results: dict[str, Any], options: Any) -> None:
+    """Writes ``results/NAME.json`` (``NAME-gpu.json`` on a GPU)."""
+
+    device = getattr(options, "device", "cpu")
+    file = RESULTS / f"{name}{'' if device == 'cpu' else '-gpu'}.json"
+    file.parent.mkdir(exist_ok=True)
+    record = {"machine": machine(), "options": vars(options), **results}
+    part = file.with_suffix(".part")
+    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    part.replace(file)
+    print(
+        f"\nwritten: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}"
+    )

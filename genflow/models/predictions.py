@@ -1,0 +1,137 @@
+r"""What a network predicts: a table of coefficients, a row a prediction.
+
+With F the output of the network, the estimates of data and noise are linear in :math:`(x_t, F)`,
+and the target of F is linear in :math:`(x, z)`. Everything else about a prediction follows from
+its row: the loss, the denoiser, the velocity.
+"""
+
+__all__ = [
+    "CLOCKS",
+    "PREDICTIONS",
+    "USUAL_CLOCKS",
+    "Coefficient",
+    "Coefficients",
+    "combine",
+    "scaled",
+]
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from genflow.models.paths import Path, broadcast
+
+Coefficient = Tensor | float
+
+
+def scaled(c: Coefficient, x: Tensor) -> Tensor:
+    """c x, where the float 1 costs nothing."""
+
+    if isinstance(c, float):
+        return x if c == 1.0 else c * x
+    return broadcast(c, x) * x
+
+
+def combine(a: Coefficient, x: Tensor, b: Coefficient, y: Tensor) -> Tensor:
+    """a x + b y, where a coefficient that is the float 0 or 1 costs nothing."""
+
+    if isinstance(a, float) and a == 0.0:
+        return scaled(b, y)
+    if isinstance(b, float):
+        return scaled(a, x) if b == 0.0 else torch.add(scaled(a, x), y, alpha=b)
+    return torch.addcmul(scaled(a, x), broadcast(b, y), y)
+
+
+class Coefficients(NamedTuple):
+    r"""How a prediction F relates to data and noise at one time.
+
+    Attributes:
+        scale: The factor of :math:`x_t` at the entrance of the network.
+        data: :math:`(a, b)` with :math:`E[X|x_t] = a x_t + b F`.
+        noise: :math:`(a, b)` with :math:`E[Z|x_t] = a x_t + b F`.
+        target: :math:`(a, b)` with the target of F equal to :math:`a x + b z`.
+    """
+
+    scale: Coefficient
+    data: tuple[Coefficient, Coefficient]
+    noise: tuple[Coefficient, Coefficient]
+    target: tuple[Coefficient, Coefficient]
+
+
+def _data(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    return Coefficients(1.0, (0.0, 1.0), (1 / sigma, -alpha / sigma), (1.0, 0.0))
+
+
+def _noise(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    return Coefficients(1.0, (1 / alpha, -sigma / alpha), (0.0, 1.0), (0.0, 1.0))
+
+
+def _v(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    s = alpha**2 + sigma**2
+    return Coefficients(1.0, (alpha / s, -sigma / s), (sigma / s, alpha / s), (-sigma, alpha))
+
+
+def _flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    alpha_dot, sigma_dot = path.rates(t)
+    det = alpha * sigma_dot - alpha_dot * sigma
+    return Coefficients(
+        1.0,
+        (sigma_dot / det, -sigma / det),
+        (-alpha_dot / det, alpha / det),
+        (alpha_dot, sigma_dot),
+    )
+
+
+def _karras(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    alpha, sigma = path(t)
+    s = sigma / alpha
+    total = s**2 + sigma_data**2
+    root = total.sqrt()
+    return Coefficients(
+        1 / (alpha * root),
+        (sigma_data**2 / (alpha * total), s * sigma_data / root),
+        (s / (alpha * total), -sigma_data / root),
+        (s / (sigma_data * root), -sigma_data / root),
+    )
+
+
+PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
+    "data": _data,
+    "noise": _noise,
+    "v": _v,
+    "flow": _flow,
+    "karras": _karras,
+}
+"""The coefficient table: a row a prediction."""
+
+
+def _log_sigma(path: Path, t: Tensor) -> Tensor:
+    return -0.25 * path.lam(t)
+
+
+def _discrete(path: Path, t: Tensor) -> Tensor:
+    levels = getattr(path, "levels", 1000)
+    return levels * t - 1
+
+
+CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
+    "unit": lambda path, t: t,
+    "thousand": lambda path, t: 1000 * t,
+    "discrete": _discrete,
+    "log-sigma": _log_sigma,
+}
+"""What a network is told about the time: t, 1000 t, the level N t − 1, or ¼ log(σ/α)."""
+
+USUAL_CLOCKS = {
+    "data": "thousand",
+    "noise": "thousand",
+    "v": "thousand",
+    "flow": "thousand",
+    "karras": "log-sigma",
+}

@@ -1,0 +1,358 @@
+r"""Training a denoiser: draw, perturb, regress, step.
+
+A step of training minimises
+
+.. math:: \mathbb E_{(X, Z), \, t} \; \tfrac1d
+          \| F(\alpha_t X + \sigma_t Z, t) - F^\star(X, Z, t) \|^2
+
+over a batch, where the path, the prediction and with them :math:`F^\star` belong to the denoiser,
+the law of :math:`t` to ``times`` and the joint law of :math:`(X, Z)` to ``coupling``. Methods
+differ in these arguments; the loop is written once, here.
+
+Everything random in a step is a pure function of (seed, step, micro-batch, rank): the times, the
+noise, the dropped labels and, where the network has dropout, its masks. A run that was killed and
+resumed repeats an unbroken one bit for bit, two ranks never share their noise, and nothing that
+happens between two steps, such as a grid of samples, changes the next one. Two things are *not*
+promised: equal numbers on another device, and an equal run on another number of ranks.
+
+The learning rate is constant, after an optional linear warm-up, or falls as a cosine to zero at
+the trainer's ``max_steps``. Clipping, precision and accumulation are the trainer's.
+"""
+
+__all__ = ["PREFIX", "GenerativeModule"]
+
+import json
+import math
+from typing import Any, Literal
+
+from lightning.pytorch import LightningModule
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+
+from genflow.data.stream import seed_words
+from genflow.errors import UserError
+from genflow.models import Preconditioned, path_to_dict
+from genflow.training.checks import (
+    check_options,
+    diverged,
+    wrong_classes,
+    wrong_shape,
+    wrong_weights,
+)
+from genflow.training.couplings import Coupling
+from genflow.training.times import TimeLaw
+
+PREFIX = "denoiser.net."
+"""How the names of the network's weights begin in a checkpoint."""
+
+FUSED = ("cpu", "cuda", "mps", "xpu")
+
+
+class GenerativeModule(LightningModule):
+    r"""A denoiser, and how it is trained.
+
+    A batch is a dictionary: "x" in float with shape (B, \*), and "label" with shape (B) if there
+    are labels. Subclasses only build the arguments.
+
+    Args:
+        denoiser: The network on its path.
+        times: The law of t.
+        coupling: The joint law of data and noise.
+        lr: The learning rate of AdamW, above 0.
+        betas: Its two decay rates, in [0, 1).
+        weight_decay: Its decoupled weight decay, 0 or more; with 0 it is Adam.
+        warmup: Steps over which the learning rate rises from 0.
+        decay: ``"none"``, or ``"cosine"``: down to 0 at the trainer's ``max_steps``.
+        label_dropout: The fraction of labels replaced by the null class, in [0, 1); without
+            effect if the network has no classes.
+        seed: Names the random numbers of the run, 0 or more.
+        compile: Whether the network is compiled, in place, when fitting begins.
+        channels_last: Whether images and weights use that memory layout.
+
+    Attributes:
+        denoiser: The network on its path.
+        times: The law of t.
+        coupling: The joint law of data and noise.
+
+    Raises:
+        UserError: If a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        denoiser: Preconditioned,
+        times: TimeLaw,
+        coupling: Coupling,
+        *,
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup: int = 0,
+        decay: Literal["none", "cosine"] = "none",
+        label_dropout: float = 0.1,
+        seed: int = 0,
+        compile: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+
+        options = {
+            "lr": lr,
+            "betas": list(betas),
+            "weight_decay": weight_decay,
+            "warmup": warmup,
+            "decay": decay,
+            "label_dropout": label_dropout,
+            "seed": seed,
+            "compile": compile,
+            "channels_last": channels_last,
+        }
+        check_options(options)
+        self.save_hyperparameters(options)
+
+        self.denoiser = denoiser
+        self.times = times
+        self.coupling = coupling
+        self._options = options
+        self._generator: torch.Generator | None = None
+        self._masks = False
+        self._compiled = False
+
+        if channels_last:
+            self.net.to(memory_format=torch.channels_last)
+
+    @property
+    def net(self) -> nn.Module:
+        """The network."""
+
+        return self.denoiser.net
+
+    def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
+        """The denoiser's estimate of the data; see `Denoiser.forward`."""
+
+        return self.denoiser(x_t, t, **cond)
+
+    # Random numbers ------------------------------------------------------------------------
+
+    def _source(self, purpose: str, *numbers: int) -> torch.Generator:
+        """The module's generator, set to a state that is a pure function of the arguments."""
+
+        if self._generator is None or self._generator.device != self.device:
+            self._generator = torch.Generator(self.device)
+
+        words = seed_words(purpose, self._options["seed"], *numbers)
+        state = int(words.generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+        if self._masks and purpose == "train":
+            torch.manual_seed(state)
+
+        return self._generator.manual_seed(state)
+
+    def draw(
+        self, batch: dict[str, Tensor], source: torch.Generator, *, dropout: bool = True
+    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
+        r"""Draws what a step needs beside the data.
+
+        Args:
+            batch: "x" with shape (B, \*) and perhaps "label" with shape (B).
+            source: The generator, on the device of the batch.
+            dropout: Whether labels are dropped.
+
+        Returns:
+            The data x and the noise z with shape (B, \*), the times with shape (B), and the
+            conditions.
+
+        Raises:
+            UserError: If the batch does not have the shape or the labels that the network wants.
+        """
+
+        x = batch["x"]
+        shape, classes = getattr(self.net, "shape", None), getattr(self.net, "classes", None)
+
+        if shape is not None and x.shape[1:] != shape:
+            raise wrong_shape(tuple(x.shape[1:]), shape)
+        if classes is not None and "label" not in batch:
+            raise wrong_classes(None, classes)
+
+        if self._options["channels_last"] and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+
+        path, device = self.denoiser.path, x.device
+        t = self.times.sample(len(x), path, generator=source, device=device)
+        z = path.noise.sample(x.shape, generator=source, device=device, dtype=x.dtype)
+        x, z = self.coupling(x, z)
+
+        if classes is None:
+            return x, z, t, {}
+
+        label, rate = batch["label"], self._options["label_dropout"]
+
+        if dropout and rate:
+            dropped = torch.rand(len(x), generator=source, device=device) < rate
+            label = label.masked_fill(dropped, classes)
+
+        return x, z, t, {"label": label}
+
+    # Steps ---------------------------------------------------------------------------------
+
+    def loss(
+        self, batch: dict[str, Tensor], *, step: int, micro: int = 0, rank: int = 0
+    ) -> Tensor:
+        r"""The training loss of a batch, a pure function of its arguments and the weights.
+
+        Args:
+            batch: "x" with shape (B, \*) and perhaps "label" with shape (B).
+            step: The number of optimiser steps before this one.
+            micro: The place of the batch among those accumulated for the step.
+            rank: The process.
+
+        Returns:
+            The mean loss, with shape ().
+        """
+
+        x, z, t, cond = self.draw(batch, self._source("train", step, micro, rank))
+        return self.denoiser.loss(x, z, t, **cond).mean()
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss of a batch, logged as "loss" when the trainer logs.
+
+        Reading a number from a device stops its queue. So the loss is handed to the loggers and
+        the progress bar every ``log_every_n_steps`` steps only, and as a number on the host.
+        """
+
+        trainer, step = self.trainer, self.global_step
+        micro = batch_idx % trainer.accumulate_grad_batches
+        loss = self.loss(batch, step=step, micro=micro, rank=self.global_rank)
+
+        every = trainer.log_every_n_steps
+
+        if every and (step == 0 or (step + 1) % every == 0):
+            self.log("loss", loss.detach().cpu(), on_step=True, on_epoch=False, prog_bar=True)
+
+        return loss
+
+    def validation_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
+        """The loss with times and noise that depend on the batch's number alone.
+
+        Two validations differ by their weights and by nothing else. It is logged as "val_loss".
+        """
+
+        source = self._source("validation", batch_idx)
+        x, z, t, cond = self.draw(batch, source, dropout=False)
+        loss = self.denoiser.loss(x, z, t, **cond).mean()
+        self.log("val_loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
+        return loss
+
+    def configure_optimizers(self) -> Any:
+        """AdamW, fused where the device and the precision allow it, and the learning rate.
+
+        Raises:
+            UserError: If a cosine is asked for and the trainer has no ``max_steps``.
+        """
+
+        o, trainer = self._options, self.trainer
+        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        optimizer = AdamW(
+            self.net.parameters(),
+            lr=o["lr"],
+            betas=tuple(o["betas"]),
+            weight_decay=o["weight_decay"],
+            fused=self.device.type in FUSED and not scaled,
+        )
+
+        if not o["warmup"] and o["decay"] == "none":
+            return optimizer
+
+        if o["decay"] == "cosine" and trainer.max_steps < 1:
+            raise UserError(
+                f"decay is 'cosine' and trainer.max_steps is {trainer.max_steps}: set max_steps, "
+                "where the cosine ends."
+            )
+
+        def factor(step: int) -> float:
+            rise = min(1.0, (step + 1) / max(1, o["warmup"]))
+            if o["decay"] == "none":
+                return rise
+            span = max(1, trainer.max_steps - o["warmup"])
+            done = min(1.0, max(0, step - o["warmup"]) / span)
+            return rise * 0.5 * (1 + math.cos(math.pi * done))
+
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
+        }
+
+    # Before and after ----------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        """Compares the data with the network, before anything is spent on either.
+
+        Raises:
+            UserError: If their shapes or their classes differ.
+        """
+
+        shape, classes = getattr(self.net, "shape", None), getattr(self.net, "classes", None)
+        data = getattr(self.trainer, "datamodule", None)
+
+        if shape is not None and getattr(data, "shape", None) not in (None, shape):
+            raise wrong_shape(data.shape, shape)
+        if classes is not None and hasattr(data, "classes") and data.classes != classes:
+            raise wrong_classes(data.classes, classes)
+
+        if stage == "fit":
+            self._masks = any(map(_drops, self.net.modules()))
+            if self._options["compile"] and not self._compiled:
+                self.net.compile()
+                self._compiled = True
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds a record from which the denoiser can be built again, as plain values.
+
+        Raises:
+            Diverged: If a weight is not finite; no file has been touched by then.
+        """
+
+        largest = nn.utils.get_total_norm([p.detach() for p in self.net.parameters()], math.inf)
+
+        if not largest.isfinite():
+            raise diverged(
+                self.trainer, f"the weights are no longer finite after step {self.global_step - 1}"
+            )
+
+        model = getattr(self.net, "model", None)
+        config = getattr(model, "config", None)
+        plain = json.loads(json.dumps(dict(config), default=str)) if config else None
+        checkpoint["genflow"] = {
+            "module": type(self).__name__,
+            "path": path_to_dict(self.denoiser.path),
+            "prediction": self.denoiser.prediction,
+            "clock": self.denoiser.clock,
+            "sigma_data": self.denoiser.sigma_data,
+            "net": {"class": type(model).__name__, "config": plain} if config else None,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Compares the weights of a checkpoint with the network.
+
+        Raises:
+            UserError: If the checkpoint is of another network, or of another package.
+        """
+
+        error = wrong_weights(self.state_dict(), checkpoint.get("state_dict", {}))
+
+        if error is not None:
+            raise error
+
+
+def _drops(module: nn.Module) -> bool:
+    """Whether a module draws random masks in training: a dropout layer, or a rate it is given."""
+
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+
+    rates = (vars(module).get(name, 0) for name in ("dropout", "dropout_p", "drop_prob"))
+    return any(isinstance(r, float) and r > 0 for r in rates)

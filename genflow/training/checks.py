@@ -1,0 +1,124 @@
+"""What training refuses, each in one sentence: options, data that do not fit, and divergence."""
+
+__all__ = [
+    "Diverged",
+    "check_options",
+    "diverged",
+    "wrong_classes",
+    "wrong_shape",
+    "wrong_weights",
+]
+
+from collections.abc import Mapping
+import math
+import os
+from typing import Any
+
+from lightning.pytorch import Trainer
+from torch import Tensor
+
+from genflow.errors import UserError, nearest
+
+DECAYS = ("none", "cosine")
+
+
+class Diverged(UserError):
+    """Training left the finite numbers."""
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Checks the numbers that a module is trained with.
+
+    Raises:
+        UserError: If one is out of its range.
+    """
+
+    lr, betas, dropped = options["lr"], options["betas"], options["label_dropout"]
+
+    if not (lr > 0 and math.isfinite(lr)):
+        raise UserError(f"lr is {lr}: the learning rate must be above 0 (1e-4 to 1e-3 is usual).")
+    if len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        raise UserError(
+            f"betas are {tuple(betas)}: two numbers in [0, 1) are needed (0.9, 0.999)."
+        )
+    if not options["weight_decay"] >= 0:
+        raise UserError(f"weight_decay is {options['weight_decay']}: it must be 0 or more.")
+    if options["decay"] not in DECAYS:
+        raise UserError(f"decay is '{options['decay']}'{nearest(str(options['decay']), DECAYS)}")
+    if not 0 <= dropped < 1:
+        raise UserError(f"label_dropout is {dropped}: it must lie in [0, 1) (0.1 is usual).")
+    for name in ("warmup", "seed"):
+        if options[name] < 0:
+            raise UserError(f"{name} is {options[name]}: it must be a whole number of 0 or more.")
+
+
+def wrong_shape(data: tuple[int, ...], net: tuple[int, ...]) -> UserError:
+    """The error about data that are shaped unlike what the network takes."""
+
+    args = "model.net.init_args."
+
+    if len(data) == len(net) == 3:
+        what = f"{data[0]} channels {data}"
+        cure = [f"{args}channels to {data[0]}"] if data[0] != net[0] else []
+        cure += [f"{args}size to {data[1]}"] if data[1:] != net[1:] else []
+    elif len(data) == len(net) == 1:
+        what, cure = f"{data[0]} features", [f"{args}features to {data[0]}"]
+    else:
+        what, cure = f"shape {data}", ["model.net to a network for this kind of data"]
+
+    return UserError(f"the data has {what}, the network wants {net}: set {' and '.join(cure)}.")
+
+
+def wrong_classes(data: int | None, net: int) -> UserError:
+    """The error about labels that are unlike those that the network takes."""
+
+    if data is None:
+        return UserError(
+            f"the data has no labels, the network wants {net} classes: remove "
+            "model.net.init_args.classes, or give labelled data."
+        )
+    return UserError(
+        f"the data has {data} classes, the network wants {net}: set model.net.init_args.classes "
+        f"to {data}."
+    )
+
+
+def wrong_weights(
+    mine: Mapping[str, Tensor], theirs: Mapping[str, Tensor], where: str = "the checkpoint"
+) -> UserError | None:
+    """The error about weights that do not fit the network, or None if they fit."""
+
+    odd = sorted(mine.keys() ^ theirs.keys())
+    bent = [n for n in mine if n in theirs and mine[n].shape != theirs[n].shape]
+
+    if not odd and not bent:
+        return None
+
+    if bent:
+        name = bent[0]
+        what = f"'{name}' is {tuple(theirs[name].shape)} there and {tuple(mine[name].shape)} here"
+    else:
+        what = f"it {'lacks' if odd[0] in mine else 'has'} '{odd[0]}'"
+
+    return UserError(
+        f"{where} is of another network: {what}, and {len(odd) + len(bent)} entries differ in "
+        "all; build the network that the run was started with."
+    )
+
+
+def diverged(trainer: Trainer, what: str) -> Diverged:
+    """The error that says what is no longer finite, what to do, and what is left."""
+
+    paths: set[str] = set()
+
+    for callback in trainer.checkpoint_callbacks:
+        found = (getattr(callback, k, "") for k in ("last_model_path", "best_model_path"))
+        paths |= {p for p in (*found, *getattr(callback, "best_k_models", ())) if p}
+
+    kept = max(filter(os.path.exists, paths), key=os.path.getmtime, default=None)
+    rest = f"the last good checkpoint is {kept}" if kept else "there is no checkpoint from before"
+
+    return Diverged(
+        f"{what}: lower model.lr, set trainer.gradient_clip_val to 1.0 or trainer.precision to "
+        f"32-true, and look at the data; {rest}."
+    )

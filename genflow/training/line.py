@@ -1,0 +1,209 @@
+"""The training command: a config file, a run folder, and Lightning between them.
+
+A run folder holds everything about a run: ``config.yaml`` (fully resolved), ``metrics.csv``,
+TensorBoard events, ``samples/``, and ``checkpoints/``. The callbacks that every run wants are not
+repeated in every config: their settings are sections of it (``ema``, ``grid``, ``checkpoint``).
+"""
+
+__all__ = ["TrainingLine", "train"]
+
+from collections.abc import Sequence
+from importlib import import_module
+import logging
+from pathlib import Path
+import re
+from typing import Any
+import warnings
+
+from jsonargparse import ArgumentError, Namespace
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+import torch
+
+from genflow.data.base import DataModule
+from genflow.errors import UserError
+from genflow.training.base import GenerativeModule
+from genflow.training.callbacks import LossGuard, SampleGrid
+from genflow.training.checkpoints import SafeCheckpoint, SafeIO
+from genflow.training.ema import EMA
+
+# A config may name these classes without their modules, once they are imported.
+NAMED = ("genflow.data.images", "genflow.data.toy", "genflow.nn", "genflow.training")
+
+TRAINER = {
+    "accelerator": "auto",
+    "devices": 1,
+    "max_epochs": -1,
+    "num_sanity_val_steps": 0,
+    "log_every_n_steps": 50,
+    "gradient_clip_val": 1.0,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "check_val_every_n_epoch": None,
+}
+"""What differs from Lightning's own defaults."""
+
+
+class TrainingLine(LightningCLI):
+    """LightningCLI with a run folder, and with the callbacks of this package."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the run folder, the sections of the callbacks, and the default sampler."""
+
+        parser.add_argument("--run", type=str, default="runs/run", help="The folder of the run.")
+        parser.add_argument(
+            "--resume", type=bool, default=False, help="Go on from the last checkpoint, if any."
+        )
+        parser.add_argument(
+            "--overwrite", type=bool, default=False, help="Throw away a run that is there already."
+        )
+        parser.add_argument(
+            "--sampler", type=str, default="dpmpp-2m", help="The pipeline's default sampler."
+        )
+        parser.add_argument(
+            "--steps", type=int, default=20, help="The number of steps of the default sampler."
+        )
+        parser.add_lightning_class_args(EMA, "ema")
+        parser.add_lightning_class_args(SampleGrid, "grid")
+        parser.add_lightning_class_args(LossGuard, "guard")
+        parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.every_n_train_steps": 1000, "checkpoint.save_last": True})
+
+    def before_instantiate_classes(self) -> None:
+        """Points loggers and checkpoints at the run folder."""
+
+        config = self.config
+        run = Path(config.run)
+        config.checkpoint.dirpath = str(run / "checkpoints")
+        config.trainer.default_root_dir = str(run)
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Adds loggers that write into the run folder, unless the config names its own."""
+
+        run = Path(self.config.run)
+
+        if kwargs.get("logger") is None and self.config.trainer.logger in (None, True):
+            kwargs["logger"] = [
+                CSVLogger(run, name="", version="", flush_logs_every_n_steps=50),
+                TensorBoardLogger(run, name="", version="tensorboard"),
+            ]
+
+        kwargs.setdefault("plugins", [SafeIO()])
+        return super().instantiate_trainer(**kwargs)
+
+
+class _Config(SaveConfigCallback):
+    """Saves the resolved config beside the run, again when a run is resumed."""
+
+
+def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
+    """The checkpoint to go on from; refuses a run folder that is taken.
+
+    Raises:
+        UserError: If there is a run already and neither flag was given.
+    """
+
+    last = run / "checkpoints" / "last.ckpt"
+    log = run / "metrics.csv"
+
+    if not last.exists() and not log.exists():
+        return None
+
+    if resume:
+        if log.exists():
+            k = len(list(run.glob("metrics-*.csv")))
+            log.rename(run / f"metrics-{k:03d}.csv")
+        return last if last.exists() else None
+
+    if overwrite:
+        for file in [*run.glob("checkpoints/*.ckpt"), *run.glob("metrics*.csv")]:
+            file.unlink()
+        return None
+
+    raise UserError(
+        f"run '{run}' exists: say --resume to go on with it, --overwrite to start again, or give "
+        "another --run."
+    )
+
+
+def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Trainer, Namespace]:
+    """Trains as the arguments say.
+
+    Args:
+        arguments: ``--config FILE`` and what overrides it.
+
+    Returns:
+        The module, its data, the trainer, and the config.
+
+    Raises:
+        UserError: If a value of the config or of the data cannot be used.
+    """
+
+    warnings.filterwarnings("ignore", ".*args parameter is intended to run.*")
+    warnings.filterwarnings("ignore", ".*exists and is not empty.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
+    warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_plain)
+    warnings.filterwarnings("ignore", ".*You called `self.log.*on_step.*")
+    torch.set_float32_matmul_precision("high")
+
+    for module in NAMED:
+        import_module(module)
+
+    try:
+        line = TrainingLine(
+            GenerativeModule,
+            DataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            run=False,
+            args=list(arguments),
+            trainer_defaults=TRAINER,
+            seed_everything_default=0,
+            save_config_callback=_Config,
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"exit_on_error": False},
+        )
+    except (ArgumentError, ValueError) as error:
+        raise _meant(error) from None
+
+    config = line.config
+    if len(getattr(line.model.net, "shape", ())) != 3:  # vectors have no grid
+        callbacks = line.trainer.callbacks
+        line.trainer.callbacks = [c for c in callbacks if not isinstance(c, SampleGrid)]
+    checkpoint = _claim(Path(config.run), config.resume, config.overwrite)
+    line.trainer.fit(line.model, line.datamodule, ckpt_path=checkpoint)
+
+    return line.model, line.datamodule, line.trainer, config
+
+
+def _plain(record: logging.LogRecord) -> bool:
+    """Drops the advertisements among Lightning's messages."""
+
+    return "Tip:" not in record.getMessage() and "TPU available" not in record.getMessage()
+
+
+def _meant(error: BaseException) -> UserError:
+    """The sentence behind an error of the parser: the one of a class it built, or its own."""
+
+    link: BaseException | None = error
+
+    while link is not None:
+        if isinstance(link, UserError):
+            return link
+        link = link.__cause__ or link.__context__
+
+    return UserError(_short(str(error)))
+
+
+def _short(text: str) -> str:
+    """A parser's message in one line, without the alternatives that were never meant."""
+
+    line = " ".join(part.strip() for part in text.strip().splitlines() if part.strip())
+    line = re.sub(
+        r"Does not validate against any of the Union subtypes Subtypes: .*?Errors: ", "", line
+    )
+    line = re.sub(r" - Expected a <class 'NoneType'>.*", "", line)
+    return re.sub(r"Problem with given class_path '[^']*': ", "", line).replace(" - ", " ")
