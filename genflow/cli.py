@@ -178,7 +178,8 @@ def generate(
         )
 
     speed = "" if meta["per_second"] is None else f", {meta['per_second']} a second"
-    print(f"{output}: {len(meta['images'])} samples, NFE {meta['nfe'] or 0}{speed}")
+    count = len(meta.get("images") or meta.get("vectors") or ())
+    print(f"{output}: {count} samples, NFE {meta['nfe'] or 0}{speed}")
 
 
 def evaluate(

@@ -118,9 +118,9 @@ def test_a_run_from_training_to_a_report(config, tmp_path, capsys):
     common = ["generate", str(run / "pipeline"), "--output", str(out), "--n", "12"]
     assert main([*common, "--label", "0,3", "--sampler", "unipc", "--options.order", "3"]) == 0
     meta = json.loads((out / "meta.json").read_text())
-    assert [e["label"] for e in meta["images"][:4]] == [0, 3, 0, 3]
+    assert [e["label"] for e in meta["vectors"][:4]] == [0, 3, 0, 3]
     assert meta["sampler"] | {"order": 3, "sampler": "unipc"} == meta["sampler"]
-    assert meta["nfe"] == 3 and "generate" not in str(meta["pipeline"])
+    assert meta["nfe"] == 3 and meta["status"] == "done" and meta["command"]
 
     assert main(common) == 2
     assert "--overwrite" in said(capsys)[1]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 
 from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import LabelEmbedding, TimestepEmbedding, Timesteps
 import torch
 from torch import Tensor, nn
 
@@ -109,6 +109,10 @@ class Net(nn.Module):
 
         if name not in _CALLS:
             raise UserError(f"model is a {name}: {', '.join(_CALLS)} are known here.")
+
+        for part in model.modules():
+            if isinstance(part, LabelEmbedding):
+                part.dropout_prob = 0.0  # labels are dropped by training alone, and only once
 
         self.model = model
         self._call = _CALLS[name]

@@ -107,17 +107,24 @@ def generate(
     suffix = "" if n == 1 else f"-{i}-of-{n}"
     file = output / f"meta{suffix}.json"
     indices = list(range(i, len(seeds), n))
+    images = len(pipeline.shape) == 3
+    made = [
+        {
+            **({"file": _name(k)} if images else {}),
+            "seed": int(seeds[k]),
+            "label": None if label is None else int(label[k]),
+        }
+        for k in indices
+    ]
     settings = {
-        "seeds": [int(s) for s in seeds],
-        "labels": None if label is None else label.tolist(),
-        "shard": [i, n],
         "sampler": _described(pipeline, options),
+        "shard": [i, n],
+        "images" if images else "vectors": made,
         **(record or {}),
     }
     command = settings.pop("command", None)
     _prepare(output, file, settings, n, overwrite, resume)
 
-    images = len(pipeline.shape) == 3
     done = [k for k in indices if images and (output / _name(k)).exists()]
     todo = sorted(set(indices) - set(done))
     meta = {
@@ -150,14 +157,6 @@ def generate(
         "nfe": nfe,
         "seconds": round(seconds, 3),
         "per_second": round(len(todo) / seconds, 2) if seconds > 0 and todo else None,
-        "images": [
-            {
-                "file": _name(k) if images else None,
-                "seed": int(seeds[k]),
-                "label": None if label is None else int(label[k]),
-            }
-            for k in indices
-        ],
         "status": "done",
     }
     write_text(file, _json(meta))
@@ -170,7 +169,17 @@ def _name(index: int) -> str:
 
 
 def _json(record: dict[str, Any]) -> str:
-    return json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    """JSON with a line for each sample."""
+
+    lines = {k: v for k, v in record.items() if k in ("images", "vectors")}
+    head = {k: v for k, v in record.items() if k not in lines}
+    text = json.dumps(head, indent=1, ensure_ascii=False)[:-2]
+
+    for name, entries in lines.items():
+        body = ",\n  ".join(json.dumps(e, ensure_ascii=False) for e in entries)
+        text += f',\n "{name}": [\n  {body}\n ]'
+
+    return text + "\n}\n"
 
 
 def _described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:

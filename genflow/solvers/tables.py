@@ -1,8 +1,8 @@
 r"""Solvers whose weights are not Taylor series in λ, each as a short function that writes a table.
 
-Runge-Kutta methods in t read the *velocity* of the probability-flow ODE; they need it at every
-abscissa, so a path must be regular there. EDM's Heun method, DEIS and iPNDM read the data
-estimate. All write rows on the unit vectors of the window, as `genflow.solvers.tableau` does.
+Runge-Kutta methods in t read the *velocity* of the probability-flow ODE; a step with an abscissa
+at which the path is not regular is an Euler step. EDM's Heun method, DEIS and iPNDM read the data
+estimate. All write rows on the unit vectors of the window, as `genflow.solvers.compiler` does.
 """
 
 __all__ = ["adams", "karras_heun", "runge_kutta"]
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from genflow.errors import UserError, nearest
 from genflow.models.paths import Path
+from genflow.solvers.schedules import SolverSchedule, Step
 from genflow.solvers.tableau import Tableau
 
 RUNGE_KUTTA: dict[str, tuple[list[list[float]], list[float]]] = {
@@ -36,6 +37,12 @@ def _double(times: Sequence[float]) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
+def _checked(times: Sequence[float]) -> Tensor:
+    """The times in float64, checked as those of a schedule are."""
+
+    return _double(SolverSchedule(tuple(times), (Step(),) * (len(times) - 1)).times)
+
+
 def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tableau:
     r"""An explicit Runge-Kutta method for :math:`dx/dt = v(x, t)`.
 
@@ -45,7 +52,8 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
         method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"``.
 
     Returns:
-        A table that reads the velocity, with 1, 2, 2 or 4 stages a step.
+        A table that reads the velocity, with 1, 2, 2 or 4 stages a step, and 1 in a step that ends
+        where a rate of the path is infinite, as clean data often are.
 
     Raises:
         UserError: If the method is unknown.
@@ -54,16 +62,18 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
     if method not in RUNGE_KUTTA:
         raise UserError(f"method is '{method}'{nearest(method, RUNGE_KUTTA)}")
 
-    A, b = RUNGE_KUTTA[method]
-    S = len(b)
-    E = _units(S)
-    t = _double(times)
+    E = _units(len(RUNGE_KUTTA[method][1]))
+    t = _checked(times)
     time, rows = [], []
 
     for h, t0 in zip(t.diff(), t[:-1], strict=True):
-        for s in range(S):
+        A, b = RUNGE_KUTTA[method]
+        regular = [torch.isfinite(r) for a in A for r in path.rates(t0 + sum(a) * h)]
+        A, b = (A, b) if all(regular) else RUNGE_KUTTA["euler"]
+
+        for s in range(len(b)):
             # After stage s the window holds the states and velocities of stages s, s − 1, …, 0.
-            coefficients = A[s + 1] if s + 1 < S else b
+            coefficients = A[s + 1] if s + 1 < len(b) else b
             start = E[2 * s]
             push = sum(a * E[2 * (s - j) + 1] for j, a in enumerate(coefficients))
             time.append(t0 + sum(A[s]) * h)
@@ -90,8 +100,9 @@ def karras_heun(
 
     .. math:: \frac{dy}{d\rho} = \frac{y - D}{\rho}
 
-    A step into σ = 0 is an Euler step. With churn, a step first raises :math:`\rho` by the factor
-    :math:`1 + \min(\text{churn}/N, \sqrt2 - 1)` with fresh Gaussian noise.
+    A step into σ = 0, or from α = 0, is an Euler step. With churn, a step first raises
+    :math:`\rho` by the factor :math:`1 + \min(\text{churn}/N, \sqrt2 - 1)` with fresh
+    Gaussian noise.
 
     Args:
         path: The path.
@@ -102,7 +113,7 @@ def karras_heun(
         churn_noise: The deviation of the fresh noise, about 1.
 
     Returns:
-        A table of 2 N stages, or 2 N − 1 if it ends at σ = 0.
+        A table of 2 N stages, less one for a start at α = 0 and one for an end at σ = 0.
 
     Raises:
         UserError: If churn is negative, or churn is asked of a path whose noise is not Gaussian or
@@ -116,7 +127,7 @@ def karras_heun(
     if not churn >= 0:
         raise UserError(f"churn is {churn}: it must be 0 or more (0 is the ODE).")
 
-    t = _double(times)
+    t = _checked(times)
     N = len(t) - 1
     alpha, sigma = path(t)
 
@@ -134,22 +145,23 @@ def karras_heun(
     raised = [r * (1 + gain * (churn_min <= r <= churn_max)) for r in rho.tolist()]
     raised[-1] = float(rho[-1])
     hat = _double(raised)
-    back = torch.where(hat == rho, t, path.inverse(-torch.log(hat)))
-    fresh = churn_noise * torch.sqrt((hat**2 - rho**2).clamp(min=0)) * alpha
+    still = hat == rho
+    back = torch.where(still, t, path.inverse(-torch.log(hat)))
+    level = torch.where(still, sigma, hat * alpha)
+    fresh = churn_noise * torch.sqrt((level**2 - sigma**2).clamp(min=0))
     time, rows, noise = [], [], [fresh[0]]
 
     for i in range(N):
         a0, a1, r0, r1 = alpha[i], alpha[i + 1], hat[i], rho[i + 1]
-        h = r1 - r0
-        slope = (E[0] / a0 - E[1]) / r0
+        ratio = sigma[i + 1] / level[i]
         time.append(back[i])
-        rows.append(a1 * (E[0] / a0 + h * slope))
+        rows.append(ratio * E[0] + (a1 - a0 * ratio) * E[1])
 
-        if r1 > 0:
+        if r1 > 0 and a0 > 0:
             noise.append(zero)
             slope = ((E[2] / a0 - E[3]) / r0 + (E[0] / a1 - E[1]) / r1) / 2
             time.append(t[i + 1])
-            rows.append(a1 * (E[2] / a0 + h * slope))
+            rows.append(a1 * (E[2] / a0 + (r1 - r0) * slope))
 
         noise.append(fresh[i + 1] if i + 1 < N else zero)
 
@@ -211,7 +223,7 @@ def adams(
     if variable not in ("rho", "t", "index"):
         raise UserError(f"variable is '{variable}': 'rho', 't' and 'index' are allowed.")
 
-    t = _double(times)
+    t = _checked(times)
     alpha, sigma = path(t)
     E = _units(order)
     rows = []

@@ -16,7 +16,8 @@ from typing import Any
 import warnings
 
 from jsonargparse import ArgumentError, Namespace
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import torch
@@ -90,11 +91,23 @@ class TrainingLine(LightningCLI):
             ]
 
         kwargs.setdefault("plugins", [SafeIO()])
-        return super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(**kwargs)
+
+        if trainer.progress_bar_callback is not None:
+            trainer.callbacks.remove(trainer.progress_bar_callback)
+            trainer.callbacks.append(Progress())
+
+        return trainer
 
 
-class _Config(SaveConfigCallback):
-    """Saves the resolved config beside the run, again when a run is resumed."""
+class Progress(RichProgressBar):
+    """The bar of a run, without the version of its logger."""
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """The loss alone."""
+
+        metrics = super().get_metrics(trainer, pl_module)
+        return {k: v for k, v in metrics.items() if k != "v_num"}
 
 
 def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
@@ -162,7 +175,7 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
             args=list(arguments),
             trainer_defaults=TRAINER,
             seed_everything_default=0,
-            save_config_callback=_Config,
+            save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
             parser_kwargs={"exit_on_error": False},
         )

@@ -41,7 +41,7 @@ def test_a_folder_that_is_taken_is_refused(pipe, tmp_path):
     generate(pipe, tmp_path / "o", range(7, 8), label=pipe.labels(0, 1), overwrite=True)
     assert list(pixels(tmp_path / "o")) == ["000000.png"]
 
-    with pytest.raises(UserError, match="another seeds"):
+    with pytest.raises(UserError, match="another images"):
         generate(pipe, tmp_path / "o", range(2), label=label, resume=True)
 
 

@@ -1,0 +1,51 @@
+"""What only a GPU can show: the same numbers there, and no synchronisation inside the loop."""
+
+import pytest
+import torch
+
+from genflow.models import Preconditioned, Rectified, VariancePreserving
+from genflow.nn import UNet
+from genflow.solvers import build
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+
+
+def denoiser(path, prediction):
+    torch.manual_seed(0)
+    net = UNet(16, 3, widths=(32, 32), layers=1, attention=(), classes=4)
+    return Preconditioned(net, path, prediction)
+
+
+@pytest.mark.parametrize("name", ["heun", "dpmpp-2m", "unipc", "dpm-3s", "deis", "ipndm"])
+def test_a_gpu_gives_what_the_cpu_gives(name):
+    d = denoiser(VariancePreserving(), "noise")
+    sampler = build(name, d, 6)
+    x = sampler.init((4, 3, 16, 16), generator=torch.Generator().manual_seed(0))
+    label = torch.arange(4)
+    ours = sampler(x, label=label)
+    there = sampler.to("cuda")(x.cuda(), label=label.cuda())
+    assert torch.allclose(there.cpu(), ours, atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("name", ["euler", "ddim", "dpmpp-2m", "unipc"])
+def test_the_loop_never_waits_for_the_gpu(name):
+    d = denoiser(Rectified(), "flow").cuda()
+    sampler = build(name, d, 8)
+    x = sampler.init((2, 3, 16, 16), device="cuda")
+    label = torch.zeros(2, dtype=torch.long, device="cuda")
+    sampler(x, label=label)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        sampler(x, label=label)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_bfloat16_networks_sample_finite_images():
+    d = denoiser(Rectified(), "flow").to("cuda", torch.bfloat16)
+    sampler = build("dpmpp-2m", d, 8)
+    x = sampler(sampler.init((2, 3, 16, 16), device="cuda"))
+    assert x.dtype == torch.float32 and bool(x.isfinite().all())

@@ -1,0 +1,44 @@
+"""Pictures are made of what they are given; looks are for people."""
+
+import numpy as np
+from PIL import Image
+import torch
+
+from genflow import viz
+from genflow.models import Rectified, VariancePreserving
+from genflow.solvers import Corrector, SolverSchedule, Step, schedule_for
+
+
+def test_a_grid_shows_every_image_in_its_place():
+    images = torch.arange(6, dtype=torch.uint8).mul(40).view(6, 1, 1, 1).expand(6, 1, 8, 8)
+    grid = np.asarray(viz.grid_of(images, columns=3, scale=2))
+    assert grid.shape == (2 * 18 + 2, 3 * 18 + 2, 3)
+    centres = [grid[10 + 18 * r, 10 + 18 * c, 0] for r in range(2) for c in range(3)]
+    assert centres == [0, 40, 80, 120, 160, 200]
+    assert grid[0, 0, 0] == 128, "the frame"
+
+
+def test_colours_stay_colours():
+    images = torch.zeros(1, 3, 4, 4, dtype=torch.uint8)
+    images[:, 0] = 255
+    assert np.asarray(viz.grid_of(images, scale=1))[3, 3].tolist() == [255, 0, 0]
+
+
+def test_a_cloud_is_drawn_where_the_points_are():
+    picture = viz.cloud(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), torch.tensor([0, 1]))
+    assert isinstance(picture, Image.Image) and picture.mode == "RGB"
+    assert len(np.unique(np.asarray(picture).reshape(-1, 3), axis=0)) > 5
+
+
+def test_a_score_has_a_note_a_step_and_says_what_it_costs():
+    schedule = SolverSchedule(
+        (1.0, 0.6, 0.3, 0.0),
+        (Step(correct=Corrector()), Step(order=2, predict="noise", relax=0.1), Step(start=1)),
+    )
+    axes = viz.score(schedule, Rectified()).axes[0]
+    assert axes.get_title(loc="left") == "3 steps, 3 calls"
+    labels = [t.get_text() for t in axes.get_legend().get_texts()]
+    assert labels == ["data", "noise", "corrected"]
+
+    unipc = viz.score(schedule_for("unipc", VariancePreserving(), 8), VariancePreserving())
+    assert unipc.axes[0].get_title(loc="left") == "8 steps, 8 calls"
