@@ -84,7 +84,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
 
-    packages = ("torch", "diffusers", "torchdiffeq", "lightning", "genflow")
+    packages = ("genflow", "torch", "diffusers", "torchdiffeq", "torchcfm", "lightning")
     versions = {}
 
     for name in packages:

@@ -1,8 +1,8 @@
 """What a sampler costs beside the network: N steps ÷ N bare network calls.
 
 Every contestant drives the same network for the same number of steps, one after the other in each
-round; the ratio is taken inside a round, and the median over the rounds is printed. CPU time of the
-process is measured, wall time on a GPU. ``python benchmarks/sampling.py --help``.
+round; the ratio is taken inside a round, and the median over the rounds is printed. CPU time of
+the process is measured, wall time on a GPU. ``python benchmarks/sampling.py --help``.
 """
 
 import argparse

@@ -18,27 +18,21 @@ step of the same round.
 
 import argparse
 import copy
-from datetime import UTC, datetime
-import json
 import logging
-from pathlib import Path
-import platform
 from statistics import median, quantiles
 import tempfile
 import time
 import warnings
 
-import diffusers
-import lightning
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
+from measure import write_results
 import torch
 from torch import nn
 
 from genflow.data import DataModule, Tensors
 from genflow.nn import UNet
 from genflow.training import EMA, LossGuard, RectifiedFlow
-from genflow.version import __version__
 
 try:
     from torchcfm import ConditionalFlowMatcher
@@ -156,7 +150,7 @@ class Referee(Callback):
         self.begun = time.process_time()
 
 
-def measure(options, size, rounds, warm=3):
+def rate(options, size, rounds, warm=3):
     torch.manual_seed(0)
     net = UNet(**options)
     shape = (options["channels"], options["size"], options["size"])
@@ -194,15 +188,16 @@ def measure(options, size, rounds, warm=3):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="a quarter of the rounds, no file")
-    quick = parser.parse_args().quick
+    options = parser.parse_args()
+    quick = options.quick
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     results = {}
 
-    for name, (options, size, rounds) in CASES.items():
-        results[name] = found = measure(options, size, rounds // 4 if quick else rounds)
+    for name, (sizes, size, rounds) in CASES.items():
+        results[name] = found = rate(sizes, size, rounds // 4 if quick else rounds)
         print(f"\n{name}, {found['parameters'] / 1e6:.2f} M parameters, {found['rounds']} rounds")
         print(f"  {'':10}{'ms a step':>12}{'÷ bare':>10}   quartiles")
         for key in ("bare", "step", "trainer", "torchcfm"):
@@ -214,31 +209,7 @@ def main():
     if quick:
         return
 
-    record = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": {"system": platform.system(), "processor": processor(), "threads": 1},
-        "versions": {
-            "genflow": __version__,
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "diffusers": diffusers.__version__,
-            "torchcfm": "installed" if ConditionalFlowMatcher else "its recipe, written out",
-        },
-        "cases": results,
-    }
-    path = Path(__file__).parent / "results" / "training.json"
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
-    print(f"\n{path}")
-
-
-def processor():
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(s.split(":")[1].strip() for s in lines if s.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor()
+    write_results("training", {"threads": 1, "cases": results}, options)
 
 
 if __name__ == "__main__":

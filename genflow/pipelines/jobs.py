@@ -103,6 +103,7 @@ def generate(
         UserError: If the folder is taken, or cannot be written.
     """
 
+    pipeline.build(**options)  # what cannot be sampled is refused before anything is written
     i, n = shard
     suffix = "" if n == 1 else f"-{i}-of-{n}"
     file = output / f"meta{suffix}.json"

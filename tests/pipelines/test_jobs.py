@@ -45,6 +45,12 @@ def test_a_folder_that_is_taken_is_refused(pipe, tmp_path):
         generate(pipe, tmp_path / "o", range(2), label=label, resume=True)
 
 
+def test_a_job_that_cannot_run_leaves_no_folder(pipe, tmp_path):
+    with pytest.raises(UserError, match="sampler is 'unipcc'"):
+        generate(pipe, tmp_path / "o", range(2), sampler="unipcc")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_killed_job_goes_on_where_it_stood(pipe, tmp_path):
     label = pipe.labels(None, 6)
     whole = generate(pipe, tmp_path / "whole", range(6), label=label, batch_size=2)
