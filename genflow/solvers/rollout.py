@@ -1,10 +1,10 @@
 r"""The one loop.
 
 At every stage the denoiser is called once, and the next state is the table's combination of the
-window. A plain row costs three kernels at most: a scaling and an addition for each further slot if
-it uses up to three, else one gather and one matrix-vector product. Rows that differ between
-samples or elements cost three. Nothing in the loop depends on data, so there is no synchronisation
-with the host, and the loop can be traced whole.
+window, in three kernels at most: a scaling and an addition for each further slot if a row uses up
+to three, else a gather, a product and a sum, which also serve rows that differ between samples or
+elements. Nothing in the loop depends on data, so there is no synchronisation with the host, and
+the loop can be traced whole.
 """
 
 __all__ = ["Observe", "Stage", "rollout"]
@@ -35,13 +35,10 @@ def _combine(weight: list[float] | Tensor, window: list[Tensor]) -> Tensor:
     x = window[0]
 
     if isinstance(weight, list):
-        total = weight[0] * x
+        total = x if weight[0] == 1.0 else weight[0] * x
         for w, v in zip(weight[1:], window[1:], strict=True):
             total = torch.add(total, v, alpha=w)
         return total
-
-    if weight.ndim == 1:
-        return (weight @ torch.stack(window).flatten(1)).view(x.shape)
 
     if weight.ndim < x.ndim + 1:
         weight = weight.reshape(*weight.shape, *(1,) * (x.ndim + 1 - weight.ndim))
