@@ -200,8 +200,9 @@ class Discrete(_Logarithmic):
     r"""The variance-preserving path of a model trained at N discrete levels :math:`\bar\alpha_i`.
 
     Level i = 0 … N − 1 sits at time (i + 1)/N, and clean data at time 0. Between levels log α is
-    interpolated linearly, as DPM-Solver does. A level with :math:`\bar\alpha = 0` (zero terminal
-    signal) is kept at :math:`2^{-24}`, since a state without signal cannot be divided by α.
+    interpolated linearly, as DPM-Solver does. A last level with :math:`\bar\alpha = 0` (zero
+    terminal signal) is kept at :math:`2^{-24}`, or at half the level before if that is smaller,
+    since a state without signal cannot be divided by α.
 
     Args:
         alphas_cumprod: The N values of :math:`\bar\alpha`, decreasing, in (0, 1].
@@ -230,7 +231,9 @@ class Discrete(_Logarithmic):
                 "needed, the cleanest first."
             )
 
-        levels = torch.cat([values.new_zeros(1), 0.5 * values.clamp(min=2.0**-24).log()])
+        floor = min(2.0**-24, 0.5 * float(values[values > 0][-1]))
+        kept = torch.where(values > 0, values, floor)
+        levels = torch.cat([values.new_zeros(1), 0.5 * kept.log()])
         object.__setattr__(self, "alphas_cumprod", tuple(values.tolist()))
         object.__setattr__(self, "_tables", {(torch.device("cpu"), torch.float64): levels})
 

@@ -237,3 +237,14 @@ def test_impossible_paths_are_refused(name):
 
 def test_usual_noise():
     assert all(path.noise == Gaussian() for path in PATHS.values())
+
+
+def test_small_levels_are_kept_and_a_vanishing_last_one_stays_below_them():
+    small = Discrete((0.9, 0.1, 2.4e-9))
+    alpha, _ = small(torch.tensor(1.0, dtype=torch.float64))
+    assert alpha.square().item() == pytest.approx(2.4e-9, rel=1e-12)
+
+    for last in (1e-3, 1e-9):
+        alpha, _ = Discrete((0.9, last, 0.0))(torch.tensor([2 / 3, 1.0], dtype=torch.float64))
+        kept = alpha.square().tolist()
+        assert kept == pytest.approx([last, min(2.0**-24, 0.5 * last)])
