@@ -287,8 +287,8 @@ def main(
         The exit code: 0, 2 for a value that cannot be used, 130 if interrupted.
     """
 
-    # Threads that wait for each other by spinning starve a machine that runs anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Threads that spin long while they wait for each other starve a machine that is shared.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     commands = commands or tuple(COMMANDS)
 
