@@ -143,7 +143,6 @@ def karras_heun(
     rho = sigma / alpha
     gain = min(churn / N, math.sqrt(2) - 1)
     raised = [r * (1 + gain * (churn_min <= r <= churn_max)) for r in rho.tolist()]
-    raised[-1] = float(rho[-1])
     hat = _double(raised)
     still = hat == rho
     back = torch.where(still, t, path.inverse(-torch.log(hat)))
