@@ -37,7 +37,6 @@ References:
 __all__ = ["MomentSum", "Moments", "frechet_distance", "frechet_from_features"]
 
 from dataclasses import dataclass
-import os
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +46,7 @@ import torch
 from torch import Tensor
 
 from genflow.errors import UserError
+from genflow.files import writing
 from genflow.metrics.inputs import as_pair, as_points
 
 FORMAT = "genflow-moments-1"
@@ -105,8 +105,6 @@ class Moments:
         Raises:
             UserError: If the file cannot be written.
         """
-        path = Path(path)
-        draft = path.with_name(f".{path.name}.{os.getpid()}.part")
         tensors = {"mean": self.mean, "covariance": self.covariance}
         notes = {
             "format": FORMAT,
@@ -115,15 +113,8 @@ class Moments:
             "sha256": self.digest,
         }
 
-        try:
-            draft.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, notes))
-            draft.replace(path)
-        except OSError as error:
-            draft.unlink(missing_ok=True)
-            raise UserError(
-                f"path: '{path}' cannot be written ({error.strerror}); "
-                "choose a folder that exists and has room."
-            ) from error
+        with writing(path) as part:
+            part.write_bytes(save({k: v.contiguous() for k, v in tensors.items()}, notes))
 
     @classmethod
     def load(cls, path: str | Path) -> "Moments":

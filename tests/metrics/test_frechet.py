@@ -137,7 +137,7 @@ def test_files_that_are_no_moments_are_refused(tmp_path):
         with pytest.raises(UserError, match=sentence):
             Moments.load(tmp_path / f"{name}.safetensors")
     with pytest.raises(UserError, match="cannot be written"):
-        moments(cloud(5, 2, 0)).save(tmp_path / "no" / "folder.safetensors")
+        moments(cloud(5, 2, 0)).save(tmp_path / "broken.safetensors" / "inside.safetensors")
 
 
 def test_bad_input_is_told_in_one_sentence():
