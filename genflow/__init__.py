@@ -24,6 +24,7 @@ _NAMES = {
     "Rectified": "models",
     "RectifiedFlow": "training",
     "Sampler": "solvers",
+    "SearchedScheduler": "pipelines",
     "SolverSchedule": "solvers",
     "Step": "solvers",
     "StudentT": "models",
@@ -37,12 +38,21 @@ _NAMES = {
     "tabulate": "solvers",
 }
 
+# diffusers looks for these on the module of a class that it loads: on this one, for ours
+_BASES = {
+    "DiffusionPipeline": "pipelines.exports",
+    "ModelMixin": "nn.nets",
+    "SchedulerMixin": "pipelines.scheduler",
+}
+
 __all__ = ["__version__", *sorted(_NAMES)]
 
 
 def __getattr__(name: str) -> object:
-    if name in _NAMES:
-        return getattr(import_module(f"genflow.{_NAMES[name]}"), name)
+    room = _NAMES.get(name) or _BASES.get(name)
+
+    if room is not None:
+        return getattr(import_module(f"genflow.{room}"), name)
 
     raise AttributeError(f"module 'genflow' has no attribute '{name}'")
 

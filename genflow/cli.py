@@ -5,19 +5,21 @@ help. Heavy modules are imported inside the functions, so that ``--help`` and ``
 at once. A `UserError` is printed as one sentence, with exit code 2.
 """
 
-__all__ = ["COMMANDS", "evaluate", "export", "fit", "generate", "main", "samplers"]
+__all__ = ["COMMANDS", "evaluate", "export", "fit", "generate", "main", "schedule"]
 
 from collections.abc import Callable, Sequence
 import inspect
 import json
 import os
 from pathlib import Path
+import re
 import shlex
 import sys
 from typing import Any, Literal
 
 from genflow.console import Bar, flags, overview
 from genflow.errors import UserError, nearest
+from genflow.schedule_verbs import VERBS, samplers
 from genflow.version import __version__
 
 Value = int | float | bool | str
@@ -57,48 +59,45 @@ def fit(arguments: Sequence[str]) -> None:
 
 
 def export(
-    checkpoint: str,
+    source: str,
     output: str = "out",
+    format: Literal["genflow", "diffusers"] = "genflow",
     weights: Literal["average", "raw"] = "average",
     sampler: str = "dpmpp-2m",
     steps: int = 20,
     overwrite: bool = False,
 ) -> None:
-    """Save the network of a training checkpoint as a pipeline.
+    """Save the network of a training checkpoint as a pipeline, of genflow or of diffusers.
 
     Args:
-        checkpoint: A .ckpt file of a run.
+        source: A .ckpt file of a run; for the format diffusers also a saved pipeline.
         output: The folder to save to.
+        format: genflow, or diffusers: a stock pipeline that loads where genflow is not installed.
         weights: The averaged weights, or the raw ones.
         sampler: The pipeline's default sampler.
         steps: The number of steps of the default sampler.
         overwrite: Whether a pipeline that is there already is replaced.
     """
 
-    from genflow.models import Preconditioned, path_from_dict
-    from genflow.nn import Net
     from genflow.pipelines import Pipeline
-    from genflow.pipelines.folders import make_net
+    from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
 
-    read = read_checkpoint(checkpoint)
-    record = read.record
+    if format == "diffusers" and not source.endswith(".ckpt"):
+        pipe = Pipeline.from_pretrained(source)
+    else:
+        read = read_checkpoint(source)
+        if read.record is None or read.record["net"] is None:
+            raise UserError(f"checkpoint '{source}' does not say which network it is of.")
+        state = ema_weights(source) if weights == "average" else read.raw
+        card = {"training_steps": read.step, "weights": weights}
+        pipe = trained(read.record, state, sampler=sampler, steps=steps, card=card)
 
-    if record is None or record["net"] is None:
-        raise UserError(f"checkpoint '{checkpoint}' does not say which network it is of.")
+    if format == "diffusers":
+        export_diffusers(pipe, output, overwrite=overwrite)
+    else:
+        pipe.save(output, overwrite=overwrite)
 
-    net: Net = make_net(record["net"]["class"], record["net"]["config"])
-    net.load_state_dict(ema_weights(checkpoint) if weights == "average" else read.raw)
-    denoiser = Preconditioned(
-        net,
-        path_from_dict(record["path"]),
-        record["prediction"],
-        record["clock"],
-        record["sigma_data"],
-    )
-    card = {"training_steps": read.step, "weights": weights}
-    pipe = Pipeline(denoiser, net.shape, sampler=sampler, steps=steps, card=card)
-    pipe.save(output, overwrite=overwrite)
     print(f"pipeline: {output}")
 
 
@@ -160,7 +159,7 @@ def generate(
     call |= {"sampler": sampler, "steps": steps, **(options or {})}
 
     if schedule is not None:
-        call["schedule"] = SolverSchedule.load(schedule)
+        call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)
 
     with Bar("samples") as report:
         meta = job(
@@ -241,24 +240,16 @@ def evaluate(
         print(f"report: {output}")
 
 
-def samplers() -> None:
-    """List the samplers: order, calls of the network for N steps, options, source."""
+def schedule(arguments: Sequence[str]) -> None:
+    """Show, compare, convert or make a solver schedule."""
 
-    from genflow.solvers import PRESETS
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(overview("genflow schedule", VERBS))
+        return
+    if arguments[0] not in VERBS:
+        raise UserError(f"schedule verb is '{arguments[0]}'{nearest(arguments[0], VERBS)}")
 
-    rows = [("sampler", "order", "NFE", "options", "source")]
-
-    for entry in PRESETS.values():
-        options = " ".join(f"{k}={v}" for k, v in entry.options.items())
-        rows.append((entry.name, entry.order, entry.nfe, options, entry.url))
-
-    widths = [max(len(r[i]) for r in rows) for i in range(4)]
-
-    for row in rows:
-        cells = [c.ljust(w) for c, w in zip(row, widths, strict=False)]
-        print("  ".join([*cells, row[4]]).rstrip())
-
-    print("\nGrid options of all but dopri5: grid, start, stop, final, rho, shift.")
+    _call(f"genflow schedule {arguments[0]}", VERBS[arguments[0]], arguments[1:])
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -267,6 +258,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "generate": generate,
     "evaluate": evaluate,
     "samplers": samplers,
+    "schedule": schedule,
 }
 """The commands by name."""
 
@@ -316,27 +308,45 @@ def main(
 def _run(program: str, name: str, arguments: list[str]) -> None:
     """Parses the arguments of a command by its signature, and calls it."""
 
-    from jsonargparse import ArgumentError, ArgumentParser
-
     command = COMMANDS[name]
     os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")
 
     if command is fit:
         return fit(flags(arguments, ("resume", "overwrite")))
+    if command is schedule:
+        return schedule(arguments)
 
-    switches = [
-        k for k, p in inspect.signature(command).parameters.items() if p.annotation is bool
-    ]
-    parser = ArgumentParser(prog=f"{program} {name}", exit_on_error=False)
-    parser.add_function_arguments(command, as_positional=True)
+    return _call(f"{program} {name}", command, arguments)
+
+
+def _call(program: str, command: Callable[..., None], arguments: Sequence[str]) -> None:
+    """Parses arguments by a function's signature, and calls it.
+
+    A parameter whose name ends in an underscore, because Python keeps the word for itself, is an
+    option without it.
+    """
+
+    from jsonargparse import ArgumentError, ArgumentParser
+
+    parameters = inspect.signature(command).parameters.items()
+    switches = [k for k, p in parameters if p.annotation is bool]
+    kept = {k.rstrip("_"): p for k, p in parameters if k.endswith("_")}
+    parser = ArgumentParser(prog=program, exit_on_error=False)
+    parser.add_function_arguments(
+        command, as_positional=True, skip={p.name for p in kept.values()}
+    )
+
+    for name, p in kept.items():
+        about = re.search(rf"{p.name}: (.*)", inspect.getdoc(command) or "")
+        parser.add_argument(f"--{name}", type=p.annotation, default=p.default, help=about[1])
 
     try:
         values = parser.parse_args(flags(arguments, switches))
     except ArgumentError as error:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise UserError(f"{text} (see {program} {name} --help)") from None
+        raise UserError(f"{text} (see {program} --help)") from None
 
-    return command(**values.as_dict())
+    return command(**{kept[k].name if k in kept else k: v for k, v in values.as_dict().items()})
 
 
 def _device() -> str:

@@ -24,7 +24,17 @@ FLOORS = {
     "training": {"solvers", *GROUND},
     "pipelines": {"solvers", "viz", *GROUND},
     "console": set(),
-    "cli": {"console", "solvers", "viz", "search", "training", "pipelines", *GROUND},
+    "schedule_verbs": {"solvers", "models", "viz"},
+    "cli": {
+        "console",
+        "schedule_verbs",
+        "solvers",
+        "viz",
+        "search",
+        "training",
+        "pipelines",
+        *GROUND,
+    },
 }
 
 # library → where it may be used

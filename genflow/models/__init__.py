@@ -16,7 +16,7 @@ from genflow.models.paths import (
     VariancePreserving,
 )
 from genflow.models.predictions import CLOCKS, PREDICTIONS
-from genflow.models.records import path_from_dict, path_to_dict
+from genflow.models.records import path_from_dict, path_named, path_to_dict
 
 __all__ = [
     "CLOCKS",
@@ -39,5 +39,6 @@ __all__ = [
     "VariancePreserving",
     "grid",
     "path_from_dict",
+    "path_named",
     "path_to_dict",
 ]

@@ -1,9 +1,12 @@
 """Paths as plain JSON values, for configs and for saved pipelines."""
 
-__all__ = ["path_from_dict", "path_to_dict"]
+__all__ = ["path_from_dict", "path_named", "path_to_dict"]
 
+import ast
 from dataclasses import fields
+import json
 import math
+from pathlib import Path as FilePath
 from typing import Any
 
 from genflow.errors import UserError, nearest
@@ -61,3 +64,58 @@ def path_from_dict(record: dict[str, Any]) -> Path:
         values["noise"] = StudentT(float(D))
 
     return _NAMES[name](**values)
+
+
+def path_named(text: str) -> Path:
+    """The path that a text names.
+
+    Args:
+        text: A class, as in ``Karras``; with its numbers, as in ``Karras(sigma_max=40)``; or a
+            saved pipeline, or a JSON file that holds the record of a path or notes it as "path".
+
+    Raises:
+        UserError: If it names none.
+    """
+
+    file = FilePath(text)
+
+    if file.is_dir() or file.suffix == ".json":
+        return path_from_dict(_record(file))
+
+    try:
+        call = ast.parse(text, mode="eval").body
+        name = call.func.id if isinstance(call, ast.Call) else call.id
+        given = call.keywords if isinstance(call, ast.Call) else []
+        values = {str(k.arg): ast.literal_eval(k.value) for k in given}
+        if isinstance(call, ast.Call) and call.args:
+            raise ValueError
+    except (AttributeError, SyntaxError, ValueError):
+        raise UserError(
+            f"path is '{text}': a name as in Karras, with numbers as in 'Karras(sigma_max=40)', "
+            "or a saved pipeline is needed."
+        ) from None
+
+    known = {k.lower(): k for k in _NAMES}
+
+    try:
+        return path_from_dict({"class": known.get(name.lower(), name), **values})
+    except TypeError as error:
+        raise UserError(f"path is '{text}': {error}; a saved pipeline names it whole.") from None
+
+
+def _record(file: FilePath) -> dict[str, Any]:
+    """The record of a path that a pipeline, a schedule or a file of its own holds."""
+
+    source = file / "model_index.json" if file.is_dir() else file
+
+    try:
+        record = json.loads(source.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"path '{file}' cannot be read ({error}).") from None
+
+    found = record.get("path", record) if isinstance(record, dict) else None
+
+    if not isinstance(found, dict) or "class" not in found:
+        raise UserError(f"'{file}' notes no path: name one, as in Karras, or a saved pipeline.")
+
+    return found

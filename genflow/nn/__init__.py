@@ -1,5 +1,6 @@
 """Networks."""
 
 from genflow.nn.nets import MLP, DiT, Net, UNet, VectorMLP
+from genflow.nn.skips import faded, skip_counts
 
-__all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
+__all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP", "faded", "skip_counts"]

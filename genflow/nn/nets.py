@@ -12,6 +12,7 @@ conditional network is given when it is trained or called without one.
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 
 from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
@@ -20,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+from genflow.nn.skips import faded
 
 
 class VectorMLP(ModelMixin, ConfigMixin):
@@ -132,6 +134,14 @@ class Net(nn.Module):
         size = config["sample_size"]
         sides = (size, size) if isinstance(size, int) else tuple(size)
         return (config["in_channels"], *sides)
+
+    def faded(self, skips: Sequence[float]) -> AbstractContextManager[None]:
+        """A context in which the skip connections of a U-Net are multiplied by factors.
+
+        See [`genflow.nn.skips`][genflow.nn.skips.faded].
+        """
+
+        return faded(self.model, skips)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         r"""Calls the model.

@@ -2,5 +2,6 @@
 
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.samples import Samples
+from genflow.pipelines.scheduler import SearchedScheduler
 
-__all__ = ["Pipeline", "Samples"]
+__all__ = ["Pipeline", "Samples", "SearchedScheduler"]

@@ -5,12 +5,14 @@ from genflow.solvers.empirical import Statistics
 from genflow.solvers.registry import PRESETS, build, register, schedule_for
 from genflow.solvers.rollout import rollout
 from genflow.solvers.samplers import Sampler
-from genflow.solvers.schedules import Corrector, SolverSchedule, Step
+from genflow.solvers.schedules import Alteration, Corrector, SolverSchedule, Step
+from genflow.solvers.statistics import estimate
 from genflow.solvers.tableau import Tableau, stack, tabulate
 
 __all__ = [
     "PRESETS",
     "Adaptive",
+    "Alteration",
     "Corrector",
     "Sampler",
     "SolverSchedule",
@@ -18,6 +20,7 @@ __all__ = [
     "Step",
     "Tableau",
     "build",
+    "estimate",
     "register",
     "rollout",
     "schedule_for",

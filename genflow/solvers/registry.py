@@ -14,12 +14,15 @@ from functools import partial
 import inspect
 from typing import Any
 
+from torch import Tensor
+
 from genflow.errors import UserError, nearest
 from genflow.models.denoisers import Denoiser
 from genflow.models.grids import grid
 from genflow.models.paths import Path
 from genflow.solvers import presets, tables
 from genflow.solvers.adaptive import Adaptive
+from genflow.solvers.empirical import Statistics
 from genflow.solvers.samplers import Sampler
 from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau
@@ -147,6 +150,8 @@ def build(
     steps: int = 20,
     *,
     gradient: str = "none",
+    statistics: Statistics | None = None,
+    mean: Tensor | None = None,
     **options: Any,
 ) -> Sampler | Adaptive:
     """A sampler by name.
@@ -156,6 +161,8 @@ def build(
         denoiser: The denoiser.
         steps: The number of steps.
         gradient: The gradient policy, as in `Sampler`.
+        statistics: The statistics of DPM-Solver-v3, as in `Sampler`.
+        mean: The mean of the data, as in `Sampler`.
         options: Options of the grid and of the method, as in
             [`schedule_for`][genflow.solvers.samplers.schedule_for].
 
@@ -172,7 +179,8 @@ def build(
         _, method = _split(entry, options)
         return Adaptive(denoiser, gradient=gradient, **method)
 
-    return Sampler(denoiser, schedule_for(name, denoiser.path, steps, **options), gradient)
+    schedule = schedule_for(name, denoiser.path, steps, **options)
+    return Sampler(denoiser, schedule, gradient, statistics=statistics, mean=mean)
 
 
 _EDM = "Elucidating the Design Space of Diffusion-Based Generative Models"
@@ -222,8 +230,14 @@ register(
     url="https://arxiv.org/abs/2302.04867",
 )(presets.unipc)
 register(
+    "dpm-v3",
+    order="order, pseudo 2",
+    title="DPM-Solver-v3: Improved Diffusion ODE Solver with Empirical Model Statistics",
+    url="https://arxiv.org/abs/2310.13268",
+)(presets.dpm_v3)
+register(
     "ipndm",
-    order="order on equal steps",
+    order="order, equal steps",
     title="Pseudo Numerical Methods for Diffusion Models on Manifolds",
     url="https://arxiv.org/abs/2202.09778",
 )(partial(tables.adams, variable="index"))
@@ -260,8 +274,8 @@ def _deis(
 PRESETS["dopri5"] = Preset(
     "dopri5",
     None,
-    "5, adaptive",
-    "depends on the batch",
+    "5",
+    "adaptive",
     "A family of embedded Runge-Kutta formulae",
     "https://doi.org/10.1016/0771-050X(80)90013-3",
 )

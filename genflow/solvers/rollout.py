@@ -84,13 +84,14 @@ def rollout(
         return torch.addcmul(x, c, fresh(i, x))
 
     x = shaken(-1, x)
+    one = torch.ones_like(x) if any(keep in used for used in slots) else x
     window: list[Tensor] = []
 
     for i, stage in enumerate(stages):
         window = [x, stage(x, time[i]), *window][:keep]
         if observe is not None:
             observe(i, x, window[1])
-        parts = [window[k] if k < keep else torch.ones_like(x) for k in slots[i]]
+        parts = [window[k] if k < keep else one for k in slots[i]]
         x = shaken(i, _combine(rows[i], parts))
 
     return x

@@ -6,7 +6,8 @@ which function answers. Everything that a published sampler decides lies in thes
 
 __all__ = ["Sampler"]
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from genflow.errors import UserError, nearest
 from genflow.models.denoisers import Denoiser
 from genflow.models.noise import Generators, draw
 from genflow.models.paths import broadcast
+from genflow.solvers.alterations import Alteration
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.rollout import Observe, Stage, rollout
 from genflow.solvers.schedules import SolverSchedule
@@ -37,8 +39,8 @@ class Sampler(nn.Module):
         mean: The mean of the data, with the shape of a sample, for a first step from the mean.
 
     Raises:
-        UserError: If the schedule cannot be compiled, the gradient policy is unknown, or the first
-            step needs a mean and there is none.
+        UserError: If the schedule cannot be compiled, the gradient policy is unknown, the first
+            step needs a mean and there is none, or a step alters what the network has not.
 
     Example:
         >>> sampler = Sampler(denoiser, schedule_for("unipc", denoiser.path, steps=8))
@@ -78,6 +80,10 @@ class Sampler(nn.Module):
         time = self.tableau.time
         known = time.ndim == 1 and not time.requires_grad
         self._called = [denoiser.at(float(t)) if known else denoiser for t in time.detach()]
+
+        for change in {step.change for step in self.schedule.steps} if self.schedule else ():
+            with self._changed(change):
+                pass
 
     @property
     def nfe(self) -> int:
@@ -123,7 +129,44 @@ class Sampler(nn.Module):
         elif self.tableau.source == "mean":
             stages[0] = lambda x, t: self.mean.to(x).expand_as(x)
 
+        steps = self.schedule.steps if self.schedule is not None else ()
+
+        for i, stage in enumerate(stages):
+            step = steps[min(i, len(steps) - 1)] if steps else None
+            if step is not None and step.change:
+                stages[i] = partial(self._altered, stage, step.change)
+
         return stages
+
+    def _altered(self, stage: Stage, change: Alteration, x: Tensor, t: Tensor) -> Tensor:
+        """What a stage answers while the network is altered."""
+
+        with self._changed(change):
+            return stage(x, t)
+
+    def _changed(self, change: Alteration) -> ExitStack:
+        """A context in which every network that the denoiser calls is altered.
+
+        A network that has skip connections to fade has a method ``faded``, which returns the
+        context; see `genflow.nn.skips`.
+        """
+
+        with ExitStack() as stack:
+            if change:
+                for fade in self._fading():
+                    stack.enter_context(fade(change.skips))
+            return stack.pop_all()
+
+    def _fading(self) -> list[Callable[[Sequence[float]], AbstractContextManager[None]]]:
+        found = [m.faded for m in self.denoiser.modules() if hasattr(m, "faded")]
+
+        if not found:
+            raise UserError(
+                f"a step changes skip connections, and a {type(self.denoiser).__name__} has none "
+                "to fade: leave change out, or use a U-Net."
+            )
+
+        return found
 
     def _from_noise(self, x: Tensor, t: Tensor) -> Tensor:
         r"""The data estimate if :math:`x_t/\sqrt{\alpha^2 + \sigma^2}` is the noise."""
@@ -153,6 +196,13 @@ class Sampler(nn.Module):
         """
 
         fresh = None
+        event = tuple(self.tableau.weight.shape[3:])
+
+        if event and not _fits(event, tuple(x.shape[1:])):
+            raise UserError(
+                f"statistics are for samples of shape {event}, and these have shape "
+                f"{tuple(x.shape[1:])}: estimate statistics of this denoiser."
+            )
 
         if generator is not None:
             dtype, device = x.dtype, x.device
@@ -165,3 +215,9 @@ class Sampler(nn.Module):
 
         with torch.set_grad_enabled(self.gradient != "none" and torch.is_grad_enabled()):
             return rollout(self.stages(**cond), x, self.tableau, noise=fresh, observe=observe)
+
+
+def _fits(event: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Whether weights of an event can multiply samples of a shape, dimension by dimension."""
+
+    return len(event) == len(shape) and all(e in (1, n) for e, n in zip(event, shape, strict=True))

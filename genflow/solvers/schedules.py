@@ -9,13 +9,13 @@ computes: `genflow.solvers.tableau` turns a schedule and a path into numbers.
 History is counted in *stages back*: 0 is the newest call of the denoiser, 1 the one before. The
 decisions of USF map to the fields as follows: time → ``times``; order → ``order``; prediction type
 → ``predict``; start point → ``start``; derivative estimation → ``points`` and ``relax``; corrector
-→ ``correct``; analytic first step → ``source``.
+→ ``correct``; analytic first step → ``source``; faded skip connections → ``change``.
 """
 
-__all__ = ["Corrector", "SolverSchedule", "Step"]
+__all__ = ["Alteration", "Corrector", "SolverSchedule", "Step"]
 
 from collections.abc import Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 import json
 import math
 import os
@@ -27,6 +27,8 @@ import torch
 from genflow.errors import UserError, nearest
 from genflow.files import write_text
 from genflow.models.paths import Path
+from genflow.models.records import path_from_dict, path_to_dict
+from genflow.solvers.alterations import UNCHANGED, Alteration
 
 Points = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
 Prediction = Literal["data", "noise", "empirical"]
@@ -109,6 +111,8 @@ class Step:
         1.
         source: Where the estimate of the first step comes from: the ``"model"``; ``"noise"``, the
             state taken as pure noise; or the ``"mean"`` of the data set. The last two save a call.
+        change: How the network is altered for the call that the step begins with; the call that
+            corrects a last step is altered alike.
     """
 
     order: int = 1
@@ -119,6 +123,7 @@ class Step:
     start: int = 0
     eta: float = 0.0
     source: Source = "model"
+    change: Alteration = UNCHANGED
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "points", _frozen(self.points))
@@ -181,6 +186,10 @@ class SolverSchedule:
             refuse("eta", step.eta, "fresh noise needs order 1, start 0 and no corrector.")
         if not math.isfinite(step.relax):
             refuse("relax", step.relax, "it must be a finite number.")
+        if not isinstance(step.correct, Corrector | None):
+            refuse("correct", step.correct, "a Corrector or None is needed.")
+        if not isinstance(step.change, Alteration):
+            refuse("change", step.change, "an Alteration is needed.")
 
         _check_points(i, "", step.order, step.points, step.start, i + 1)
 
@@ -213,14 +222,20 @@ class SolverSchedule:
 
     # ------------------------------------------------------------------------------ JSON
 
-    def to_json(self) -> str:
-        """The schedule as sparse JSON: fields at their defaults are left out."""
+    def to_json(self, path: Path | None = None) -> str:
+        """The schedule as sparse JSON: fields at their defaults are left out.
+
+        Args:
+            path: The path that the times are of, to be noted beside them.
+        """
 
         steps = [_sparse(step) for step in self.steps]
         body = ",\n  ".join(json.dumps(s, allow_nan=False) for s in steps)
         times = json.dumps(list(self.times), allow_nan=False)
+        note = "" if path is None else f' "path": {json.dumps(path_to_dict(path))},\n'
         return (
-            f'{{\n "format": "genflow-schedule",\n "version": {VERSION},\n "times": {times},\n'
+            f'{{\n "format": "genflow-schedule",\n "version": {VERSION},\n{note}'
+            f' "times": {times},\n'
             f' "steps": [\n  {body}\n ]\n}}\n'
         )
 
@@ -255,24 +270,50 @@ class SolverSchedule:
                 f"the schedule lacks a field or has one of a wrong type: {error}."
             ) from None
 
-    def save(self, file: str | os.PathLike[str]) -> None:
-        """Writes the JSON to a file: to a temporary name first, then renamed."""
+    def save(self, file: str | os.PathLike[str], path: Path | None = None) -> None:
+        """Writes the JSON to a file, with the path if one is given, whole or not at all."""
 
-        write_text(file, self.to_json())
+        write_text(file, self.to_json(path))
 
     @classmethod
-    def load(cls, file: str | os.PathLike[str]) -> "SolverSchedule":
+    def load(cls, file: str | os.PathLike[str], path: Path | None = None) -> "SolverSchedule":
         """Reads the JSON of a file.
 
+        Args:
+            file: The file.
+            path: The path that the schedule is wanted for.
+
         Raises:
-            UserError: If there is no such file, or it holds no schedule.
+            UserError: If there is no such file, it holds no schedule, or notes another path.
         """
 
-        try:
-            text = FilePath(file).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
-        return cls.from_json(text)
+        schedule, noted = read_schedule(file)
+
+        if None not in (path, noted) and path != noted:
+            raise UserError(
+                f"schedule '{file}' is for {type(noted).__name__}, and wanted for "
+                f"{type(path).__name__} or for other parameters: move it with 'genflow schedule "
+                "convert'."
+            )
+
+        return schedule
+
+
+def read_schedule(file: str | os.PathLike[str]) -> tuple[SolverSchedule, Path | None]:
+    """The schedule in a file, and the path that the file notes, if any.
+
+    Raises:
+        UserError: If there is no such file, or it holds no schedule.
+    """
+
+    try:
+        text = FilePath(file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
+
+    schedule = SolverSchedule.from_json(text)
+    noted = json.loads(text).get("path")
+    return schedule, None if noted is None else path_from_dict(noted)
 
 
 def correction(step: Step, count: int) -> tuple[int, tuple[tuple[int, ...], ...]]:
@@ -324,7 +365,7 @@ def _check_points(i: int, what: str, order: int, points: Points, start: int, cou
             )
 
 
-def _sparse(step: Step | Corrector) -> dict[str, Any]:
+def _sparse(step: Any) -> dict[str, Any]:
     """The fields that differ from their defaults."""
 
     record: dict[str, Any] = {}
@@ -332,7 +373,7 @@ def _sparse(step: Step | Corrector) -> dict[str, Any]:
     for f in fields(step):
         value = getattr(step, f.name)
         if f.default is MISSING or value != f.default:
-            record[f.name] = _sparse(value) if isinstance(value, Corrector) else value
+            record[f.name] = _sparse(value) if is_dataclass(value) else value
 
     return record
 
@@ -349,7 +390,8 @@ def _dense(i: int, record: dict[str, Any]) -> Step:
 
     values = dict(record)
 
-    if values.get("correct") is not None:
-        values["correct"] = build(Corrector, values["correct"], "correct.")
+    for name, cls in (("correct", Corrector), ("change", Alteration)):
+        if isinstance(values.get(name), dict):
+            values[name] = build(cls, values[name], f"{name}.")
 
     return build(Step, values, "")

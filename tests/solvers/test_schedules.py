@@ -175,7 +175,7 @@ REFUSED = {
     ),
     "a corrector that is no record": (
         lambda: edited(lambda r: r["steps"][0].update(correct=3)),
-        "wrong type",
+        "step 0 has correct 3: a Corrector",
     ),
 }
 

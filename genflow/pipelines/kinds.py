@@ -1,0 +1,175 @@
+r"""What a scheduler's config says about the network that it was saved with.
+
+What a network of diffusers predicts, on which path, and what it is told about time, is not written
+in the network but in the config of the scheduler that it was saved with. Solvers share the keys
+that say so, so that whichever one a checkpoint names (DDPM, DDIM, PNDM, Euler, DPM-Solver++, UniPC
+…) the model is the same:
+
+======== ==================================== ======================= ==============
+kind     marked by                            path                    clock
+======== ==================================== ======================= ==============
+levels   ``beta_schedule`` or                 `Discrete`              1000 t − 1
+         ``trained_betas``
+flow     ``prediction_type`` flow_prediction, `Rectified`             1000 t
+         or a ``shift`` and no β
+karras   ``sigma_data``                       `Karras`                ¼ log σ
+======== ==================================== ======================= ==============
+
+Level i of N, which diffusers calls timestep i, is our time :math:`t = (i + 1)/N`. The shift of a
+flow model changes neither path nor clock: it says where a sampler should spend its steps and
+becomes the default spacing of the grid.
+"""
+
+__all__ = ["KINDS", "Kind", "discrete_path", "kind_of"]
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+import math
+from typing import Any
+
+from genflow.errors import UserError
+from genflow.models import Discrete, Karras, Path, Rectified
+from genflow.pipelines.scheduler_config import PREDICTION_TYPES, read_path
+
+Config = Mapping[str, Any]
+
+
+def discrete_path(scheduler_config: Config) -> Discrete:
+    """The path of a network that was trained at discrete levels.
+
+    Args:
+        scheduler_config: The config of any scheduler of diffusers that holds β; keys that it lacks
+            have the defaults of diffusers.
+
+    Returns:
+        The path; the same one for every class of schedulers.
+
+    Raises:
+        UserError: If the config is that of a flow model, or names an unknown schedule of β.
+    """
+
+    path = read_path(scheduler_config)
+
+    if not isinstance(path, Discrete):
+        raise UserError("prediction_type is 'flow_prediction': a flow model has no levels of β.")
+
+    return path
+
+
+def _flow_path(config: Config) -> Rectified:
+    path = read_path({**config, "prediction_type": "flow_prediction"})
+    assert isinstance(path, Rectified)
+    return path
+
+
+def _karras_path(config: Config) -> Karras:
+    return Karras(config["sigma_min"], config["sigma_max"], config["rho"])
+
+
+def _flow_spacing(config: Config, tokens: int) -> dict[str, Any]:
+    """The shift, which on a config with dynamic shifting grows with the number of tokens."""
+
+    if not config.get("use_dynamic_shifting"):
+        shift = config.get("shift", config.get("flow_shift", 1.0))
+        return {} if shift == 1 else {"shift": float(shift)}
+
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    first, last = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = first + (tokens - low) * (last - first) / (high - low)
+    linear = config.get("time_shift_type") == "linear"
+    return {"shift": mu if linear else math.exp(mu)}
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A row: what a scheduler's config says about the network, and how to sample by default.
+
+    Attributes:
+        fits: Whether a config is of this kind.
+        path: The path that it describes.
+        clock: What the network is told about time, a name in ``CLOCKS``.
+        predictions: What ``prediction_type`` may say, and the rows of ``PREDICTIONS`` it means.
+        usual: What it says where it is silent.
+        sampler: The default sampler.
+        steps: Its number of steps.
+        spacing: Options of the grid, from the config and the number of tokens of a state.
+    """
+
+    fits: Callable[[Config], bool]
+    path: Callable[[Config], Path]
+    clock: str
+    predictions: Mapping[str, str]
+    usual: str
+    sampler: str
+    steps: int
+    spacing: Callable[[Config, int], dict[str, Any]] = lambda config, tokens: {}
+
+
+_STRAIGHT = "flow_prediction"
+
+
+def _is_flow(config: Config) -> bool:
+    told = config.get("prediction_type")
+    return told == _STRAIGHT or ("shift" in config and "beta_schedule" not in config)
+
+
+def _has_levels(config: Config) -> bool:
+    return "beta_schedule" in config or config.get("trained_betas") is not None
+
+
+KINDS = (
+    Kind(
+        fits=_is_flow,
+        path=_flow_path,
+        clock="thousand",
+        predictions={_STRAIGHT: "flow"},
+        usual=_STRAIGHT,
+        sampler="euler",
+        steps=28,
+        spacing=_flow_spacing,
+    ),
+    Kind(
+        fits=lambda config: "sigma_data" in config,
+        path=_karras_path,
+        clock="log-sigma",
+        predictions={"epsilon": "karras"},
+        usual="epsilon",
+        sampler="karras-heun",
+        steps=18,
+    ),
+    Kind(
+        fits=_has_levels,
+        path=discrete_path,
+        clock="discrete",
+        predictions={k: v for k, v in PREDICTION_TYPES.items() if k != _STRAIGHT},
+        usual="epsilon",
+        sampler="dpmpp-2m",
+        steps=20,
+    ),
+)
+"""The kinds of networks, each a row; the first that fits a config is its kind."""
+
+_FOREIGN = {"timestep_type": "continuous", "invert_sigmas": True}
+
+
+def kind_of(config: Config) -> Kind:
+    """The row of a config.
+
+    Raises:
+        UserError: If no row fits, or the config says what no row means.
+    """
+
+    for key, value in _FOREIGN.items():
+        if config.get(key) == value:
+            raise UserError(
+                f"the scheduler has {key} {value!r}: networks of that kind are unknown."
+            )
+
+    for kind in KINDS:
+        if kind.fits(config):
+            return kind
+
+    raise UserError(
+        "the scheduler's config says nothing about the network: beta_schedule or trained_betas "
+        "(diffusion), shift (flow) or sigma_data (EDM) is needed."
+    )
