@@ -35,10 +35,11 @@ def test_a_score_has_a_note_a_step_and_says_what_it_costs():
         (1.0, 0.6, 0.3, 0.0),
         (Step(correct=Corrector()), Step(order=2, predict="noise", relax=0.1), Step(start=1)),
     )
-    axes = viz.score(schedule, Rectified()).axes[0]
-    assert axes.get_title(loc="left") == "3 steps, 3 calls"
-    labels = [t.get_text() for t in axes.get_legend().get_texts()]
-    assert labels == ["data", "noise", "corrected"]
+    figure = viz.score(schedule, Rectified())
+    assert figure.axes[0].get_title(loc="left").startswith("3 steps, 3 calls")
+    labels = " ".join(t.get_text() for t in figure.legends[0].get_texts())
+    assert all(word in labels for word in ("data", "noise", "correct"))
+    assert "empirical" not in labels
 
     unipc = viz.score(schedule_for("unipc", VariancePreserving(), 8), VariancePreserving())
-    assert unipc.axes[0].get_title(loc="left") == "8 steps, 8 calls"
+    assert unipc.axes[0].get_title(loc="left").startswith("8 steps, 8 calls")

@@ -116,8 +116,8 @@ def karras_heun(
         A table of 2 N stages, less one for a start at α = 0 and one for an end at σ = 0.
 
     Raises:
-        UserError: If α vanishes at the first time, churn is negative, or churn is asked of a path
-            whose noise is not Gaussian or whose α is not constant.
+        UserError: If churn is negative, or churn is asked of a path whose noise is not Gaussian or
+            whose α is not constant.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models
@@ -141,13 +141,6 @@ def karras_heun(
 
     E, zero = _units(2), t.new_zeros(())
     rho = sigma / alpha
-
-    if not bool(torch.isfinite(rho).all()):
-        raise UserError(
-            f"karras-heun starts at time {times[0]}, where α = 0: it needs a finite σ/α, so start "
-            "a little later, at 0.999 for instance."
-        )
-
     gain = min(churn / N, math.sqrt(2) - 1)
     raised = [r * (1 + gain * (churn_min <= r <= churn_max)) for r in rho.tolist()]
     hat = _double(raised)

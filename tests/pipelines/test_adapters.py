@@ -74,7 +74,6 @@ def test_ddpm_on_noise(made, sampler):
     torch.testing.assert_close(ours, x, rtol=2e-5, atol=2e-5)
 
 
-@pytest.mark.xfail(reason="Discrete floors levels below 2⁻²⁴, and the last cosine level is 2e-9")
 @pytest.mark.parametrize("told", ["epsilon", "v_prediction", "sample"])
 def test_cosine_levels(told):
     scheduler = foreign.ddim(beta_schedule="squaredcos_cap_v2", prediction_type=told)

@@ -11,6 +11,7 @@ from genflow.solvers import (
     Adaptive,
     Sampler,
     SolverSchedule,
+    Statistics,
     Step,
     Tableau,
     build,
@@ -25,9 +26,20 @@ def truth(path=PATH):
     return Exact(path, mixture())
 
 
+def needs(name):
+    """What a preset must be handed beside the denoiser."""
+
+    if name != "dpm-v3":
+        return {}
+    lam = torch.linspace(-12, 12, 200, dtype=torch.float64)
+    one = torch.ones(200, 1, dtype=torch.float64)
+    return {"statistics": Statistics(lam, one, 0 * one, 0 * one)}
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_with_its_defaults(name):
-    sampler = build(name, truth()) if PRESETS[name].make is None else build(name, truth(), 6)
+    adaptive = PRESETS[name].make is None
+    sampler = build(name, truth()) if adaptive else build(name, truth(), 6, **needs(name))
     x = sampler.init((3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     out = sampler(x)
     assert out.shape == (3, 2) and bool(out.isfinite().all())
@@ -42,7 +54,7 @@ def test_every_preset_builds_with_its_defaults(name):
 def test_every_preset_is_finite_on_every_path(kind, name, N, final):
     """From the path's own start to either end, clean data included."""
 
-    sampler = build(name, truth(PATHS[kind]), N, final=final)
+    sampler = build(name, truth(PATHS[kind]), N, final=final, **needs(name))
     x = sampler.init((3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert bool(sampler(x).isfinite().all())
 
