@@ -5,7 +5,8 @@ square over elements and median over states, since a few states sit where a hair
 their mode; the root mean square over all is in the JSON file. Problems are the 2-D mixture of the
 golden files, whose denoiser is exact, one in 16 dimensions, and a saved pipeline if one is given.
 genflow's presets and diffusers' schedulers drive the same denoiser in the same run, to clean data,
-on a trailing grid and on one that is uniform in λ; and genflow's alone on the golden files' own
+on a trailing grid (for a straight path diffusers takes its own flow grid) and on one that is
+uniform in λ; and genflow's alone on the golden files' own
 grid, which is uniform in λ and ends at t = 0.001. Columns count calls, so a method of two calls a
 step takes half the steps. Kernels and host reads are those that one call more costs with a network
 that computes nothing, counted by a dispatch mode: no clock is involved.

@@ -77,6 +77,9 @@ def cloud(points: Tensor, label: Tensor | None = None) -> Image.Image:
 
 
 COLOURS = {"data": "#2f6db3", "noise": "#d9772b", "empirical": "#3a8f5c"}
+MANY = 24
+"""The number of steps beyond which notes are small, without numbers."""
+
 EXPANDED = {"data": "data estimate", "noise": "noise estimate", "empirical": "v3 combination"}
 
 
@@ -138,7 +141,7 @@ def scores(staves: Sequence[tuple[str, SolverSchedule, Path | None]]) -> "Figure
     else:
         axes.set_xlim(max(max(x) for x in places) + 0.03, -0.03)
 
-    _legend(figure, [step for _, schedule, _ in staves for step in schedule.steps])
+    _legend(figure, [schedule.steps for _, schedule, _ in staves])
     return figure
 
 
@@ -181,7 +184,7 @@ def _infinite(axes: "Axes", ends: tuple[float, float], places: Sequence[Sequence
 def _stave(axes: "Axes", schedule: SolverSchedule, x: Sequence[float], top: int) -> None:
     """The notes of one schedule."""
 
-    many = len(schedule.steps) > 24
+    many = len(schedule.steps) > MANY
     size = 60 if many else 170
 
     for i, step in enumerate(schedule.steps):
@@ -223,8 +226,11 @@ def _stave(axes: "Axes", schedule: SolverSchedule, x: Sequence[float], top: int)
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def _legend(figure: "Figure", steps: Sequence[Step]) -> None:
+def _legend(figure: "Figure", staves: Sequence[Sequence[Step]]) -> None:
     """What the marks mean, as far as they occur."""
+
+    steps = [step for stave in staves for step in stave]
+    noted = [step for stave in staves if len(stave) <= MANY for step in stave]
 
     from matplotlib.lines import Line2D
 
@@ -245,7 +251,7 @@ def _legend(figure: "Figure", steps: Sequence[Step]) -> None:
         ("fresh noise", "D", grey, lambda step: step.eta > 0),
         ("network altered", "s", ring, lambda step: bool(step.change)),
         ("starts further back", r"$\smile$", grey, lambda step: step.start > 0),
-        ("±0.00  relaxation", "", {}, lambda step: step.relax != 0),
+        ("±0.00  relaxation", "", {}, lambda step: step.relax != 0 and step in noted),
     )
 
     for label, marker, look, present in marks:
