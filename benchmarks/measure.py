@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: interleaved timing, a table, a JSON file with its provenance."""
+"""Shared by the benchmarks: interleaved timing, counted kernels, a table, a JSON results file."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -12,8 +12,15 @@ import time
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 RESULTS = Path(__file__).parent / "results"
+VIEWS = {
+    *("view", "_unsafe_view", "reshape", "select", "slice", "expand", "unsqueeze", "squeeze"),
+    *("squeeze_", "unbind", "split", "split_with_sizes", "t", "transpose", "alias", "detach"),
+    "as_strided",
+}
+READS = {"_local_scalar_dense", "item", "nonzero", "is_nonzero", "equal", "unique"}
 
 
 def clock(device: str) -> Callable[[], float]:
@@ -64,6 +71,20 @@ def contest(
         }
 
     return out
+
+
+class Counted(TorchDispatchMode):
+    """Counts the operations that compute, and those that wait for a number on the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = self.reads = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function._schema.name.split("::")[1]
+        self.kernels += name not in VIEWS
+        self.reads += name in READS
+        return function(*args, **(kwargs or {}))
 
 
 def print_table(header: list[str], rows: list[list[str]]) -> None:
