@@ -1,5 +1,5 @@
 import pytest
-from runs import fit, saver
+from short_runs import fit, saver
 import torch
 
 from genflow.training import EMA, LossGuard

@@ -1,6 +1,6 @@
 from lightning.pytorch import Callback, Trainer
 import pytest
-from runs import fit, tiny, trainer
+from short_runs import fit, tiny, trainer
 import torch
 
 from genflow.data import Digits

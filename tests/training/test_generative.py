@@ -1,8 +1,8 @@
 import math
 
 import pytest
-from runs import fit, tiny
 from scipy import stats
+from short_runs import fit, tiny
 import torch
 
 from genflow.data import Digits

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import fit, saver, tiny
+from short_runs import fit, saver, tiny
 import torch
 
 from genflow.errors import UserError
@@ -61,7 +61,7 @@ SCRIPT = """
 import sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from runs import fit, saver
+from short_runs import fit, saver
 from genflow.training import EMA
 from lightning.pytorch import Callback
 
@@ -161,7 +161,7 @@ FULL = """
 import resource, sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from runs import fit, saver
+from short_runs import fit, saver
 from genflow.training import EMA
 from genflow.errors import UserError
 from lightning.pytorch import Callback

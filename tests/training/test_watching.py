@@ -2,7 +2,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 import numpy as np
 from PIL import Image
 import pytest
-from runs import fit, saver, tiny
+from short_runs import fit, saver, tiny
 import torch
 
 from genflow.data import Toy
