@@ -42,10 +42,9 @@ from torch import Tensor
 
 from genflow.errors import UserError
 from genflow.files import replacing
-from genflow.models import Discrete, Path, Preconditioned
-from genflow.models.records import path_from_dict
+from genflow.models import Discrete, Path
 from genflow.nn import Net
-from genflow.pipelines.folders import make_net
+from genflow.pipelines.folders import make_net, recorded
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.scheduler_config import PREDICTION_TYPES
 from genflow.version import __version__
@@ -152,9 +151,7 @@ def trained(record: Mapping[str, Any], state: Mapping[str, Tensor], **options: A
 
     net = make_net(record["net"]["class"], record["net"]["config"])
     net.load_state_dict(state)
-    keys = ("prediction", "clock", "sigma_data")
-    denoiser = Preconditioned(net, path_from_dict(record["path"]), **{k: record[k] for k in keys})
-    return Pipeline(denoiser, net.shape, **options)
+    return Pipeline(recorded(net, record), net.shape, **options)
 
 
 def export_diffusers(

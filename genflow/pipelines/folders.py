@@ -5,8 +5,18 @@ pipeline of diffusers, which `genflow.pipelines.adapters` translates. Both hold 
 safetensors alone.
 """
 
-__all__ = ["load_model", "load_net", "locate", "make_net", "read", "read_index", "write"]
+__all__ = [
+    "load_model",
+    "load_net",
+    "locate",
+    "make_net",
+    "read",
+    "read_index",
+    "recorded",
+    "write",
+]
 
+from collections.abc import Mapping
 import json
 import os
 from pathlib import Path
@@ -245,6 +255,13 @@ def write(pipe: "Pipeline", folder: str | os.PathLike[str], *, overwrite: bool =
         (part / _INDEX).write_text(text + "\n", encoding="utf-8")
 
 
+def recorded(net: Net, record: Mapping[str, Any]) -> Preconditioned:
+    """A network as the denoiser that a record describes: path, prediction, clock, sigma_data."""
+
+    keys = ("prediction", "clock", "sigma_data")
+    return Preconditioned(net, path_from_dict(record["path"]), **{k: record[k] for k in keys})
+
+
 def read(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
     """The fields of the pipeline that [`write`][genflow.pipelines.folders.write] saved.
 
@@ -259,13 +276,7 @@ def read(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
     file = folder / "schedule.json"
 
     try:
-        denoiser = Preconditioned(
-            load_net(folder / "net", index["net"][1]),
-            path_from_dict(index["path"]),
-            index["prediction"],
-            index["clock"],
-            index["sigma_data"],
-        )
+        denoiser = recorded(load_net(folder / "net", index["net"][1]), index)
         names = index["class_names"]
         return {
             "denoiser": denoiser.eval(),

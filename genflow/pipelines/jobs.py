@@ -103,7 +103,8 @@ def generate(
         UserError: If the folder is taken, or cannot be written.
     """
 
-    pipeline.build(**options)  # what cannot be sampled is refused before anything is written
+    # What cannot be sampled is refused before anything is written; prompts are not the sampler's.
+    pipeline.build(**{k: v for k, v in options.items() if k not in ("prompt", "conditions")})
     i, n = shard
     suffix = "" if n == 1 else f"-{i}-of-{n}"
     file = output / f"meta{suffix}.json"

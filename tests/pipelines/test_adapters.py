@@ -8,6 +8,7 @@ import torch
 
 from genflow.models import CLOCKS, Discrete, Karras, Rectified
 from genflow.pipelines.adapters import adapt, denoiser_of, discrete_path
+from genflow.pipelines.jobs import generate
 from genflow.solvers import build
 
 torch.set_num_threads(1)
@@ -366,3 +367,11 @@ def test_a_codec_goes_both_ways():
     z = codec.encode(x)
     torch.testing.assert_close(z, (e - 0.06) * codec.vae.config.scaling_factor)
     torch.testing.assert_close(codec.decode(z), codec.vae.decode(e).sample, rtol=0, atol=1e-5)
+
+
+def test_a_job_takes_a_prompt(tmp_path):
+    pytest.importorskip("transformers")
+    pipe = adapt(foreign.stable(foreign.ddim()))
+    options = {"prompt": "a cat", "negative": "bad", "guidance": 5.0, "steps": 3}
+    meta = generate(pipe, tmp_path / "o", [1, 2], sampler="ddim", **options)
+    assert meta["nfe"] == 3 and len(list((tmp_path / "o" / "images").glob("*.png"))) == 2
