@@ -8,16 +8,22 @@ import sys
 from typing import Any
 
 
-def overview(program: str, commands: Mapping[str, Callable[..., None]]) -> str:
-    """The help of a program: its commands, a line each."""
+def overview(program: str, commands: Mapping[str, Any]) -> str:
+    """The help of a program: its commands, a line each.
+
+    Args:
+        program: The name of the program.
+        commands: Functions, or groups of them that say what they are ``about``, by name.
+    """
 
     lines = [f"usage: {program} COMMAND [--help] ...", ""]
+    width = max(map(len, ("--version", *commands)))
 
     for name, command in commands.items():
-        summary = (inspect.getdoc(command) or "").split("\n")[0]
-        lines.append(f"  {name:<10} {summary}")
+        summary = getattr(command, "about", None) or (inspect.getdoc(command) or "").split("\n")[0]
+        lines.append(f"  {name:<{width}} {summary}")
 
-    return "\n".join([*lines, "", f"  {'--version':<10} Print the version of genflow."])
+    return "\n".join([*lines, "", f"  {'--version':<{width}} Print the version of genflow."])
 
 
 def flags(arguments: Sequence[str], switches: Sequence[str]) -> list[str]:

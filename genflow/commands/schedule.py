@@ -16,6 +16,7 @@ import os
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
+from genflow.commands.choices import Value
 from genflow.errors import UserError
 from genflow.files import writing
 
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from genflow.models import Path
     from genflow.solvers import SolverSchedule, Step
 
-Value = int | float | bool | str
 NONE = "–"
 
 

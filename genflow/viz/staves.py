@@ -1,80 +1,19 @@
-"""Pictures: grids of images, clouds of points, and a schedule drawn like a musical score.
+"""Schedules drawn like a musical score."""
 
-The only module that knows matplotlib. Functions return a PIL image or a figure; saving is the
-caller's.
-"""
-
-__all__ = ["cloud", "grid_of", "score", "scores"]
+__all__ = ["score", "scores"]
 
 from collections.abc import Sequence
-import math
 from typing import TYPE_CHECKING, Any
 
-from PIL import Image
 import torch
-from torch import Tensor
-from torchvision.utils import make_grid
 
 from genflow.models.paths import Path
 from genflow.solvers.schedules import SolverSchedule, Step
+from genflow.viz.figures import blank
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-
-def grid_of(
-    images: Tensor, columns: int | None = None, *, scale: int | None = None
-) -> Image.Image:
-    """A grid of images.
-
-    Args:
-        images: The images in uint8, with shape (n, C, H, W).
-        columns: The number of columns; about √n if None.
-        scale: The factor by which small images are enlarged, without smoothing; chosen so that a
-            tile has about 48 pixels if None.
-
-    Returns:
-        The grid.
-    """
-
-    n, _, height, _ = images.shape
-    columns = columns or math.ceil(math.sqrt(n))
-    scale = scale or max(1, round(48 / height))
-    tiles = images.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-    tile = make_grid(tiles, nrow=columns, padding=2, pad_value=128)
-    return Image.fromarray(tile.permute(1, 2, 0).contiguous().numpy())
-
-
-def _figure(width: float, height: float) -> "Figure":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def cloud(points: Tensor, label: Tensor | None = None) -> Image.Image:
-    """A scatter plot of the first two features of vectors.
-
-    Args:
-        points: The points, with shape (n, d), d ≥ 2.
-        label: Classes to colour by, with shape (n).
-
-    Returns:
-        The picture.
-    """
-
-    figure = _figure(5, 5)
-    axes = figure.add_subplot()
-    x = points.detach().float().cpu().numpy()
-    colours = {} if label is None else {"c": label, "cmap": "tab10"}
-    axes.scatter(x[:, 0], x[:, 1], s=4, lw=0, alpha=0.6, **colours)
-    axes.set_aspect("equal")
-    axes.spines[["top", "right"]].set_visible(False)
-    return _image(figure)
-
 
 COLOURS = {"data": "#2f6db3", "noise": "#d9772b", "empirical": "#3a8f5c"}
 MANY = 24
@@ -117,7 +56,7 @@ def scores(staves: Sequence[tuple[str, SolverSchedule, Path | None]]) -> "Figure
     """
 
     tops = [max(step.order for step in schedule.steps) for _, schedule, _ in staves]
-    figure = _figure(9.5, 1.3 + sum(0.75 + 0.48 * top for top in tops))
+    figure = blank(9.5, 1.3 + sum(0.75 + 0.48 * top for top in tops))
     rows = figure.subplots(
         len(staves), sharex=True, squeeze=False, height_ratios=[1.4 + top for top in tops]
     )
@@ -259,10 +198,3 @@ def _legend(figure: "Figure", staves: Sequence[Sequence[Step]]) -> None:
             entries.append(mark(label, marker=marker, **look))
 
     figure.legend(handles=entries, loc="outside right upper", frameon=False, fontsize=8)
-
-
-def _image(figure: "Figure") -> Image.Image:
-    figure.canvas.draw()
-    return Image.frombuffer(
-        "RGBA", figure.canvas.get_width_height(), figure.canvas.buffer_rgba()
-    ).convert("RGB")

@@ -5,8 +5,8 @@ import json
 from PIL import Image
 import pytest
 
-from genflow import schedule_verbs as verbs
 from genflow.cli import main
+from genflow.commands import schedule as verbs
 from genflow.errors import UserError
 from genflow.models import Karras, Rectified, VariancePreserving, path_named, path_to_dict
 from genflow.solvers import Alteration, Corrector, SolverSchedule, Step, schedule_for

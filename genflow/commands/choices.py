@@ -1,0 +1,29 @@
+"""What several commands ask for: a device, labels, values of options."""
+
+__all__ = ["Value", "device_named", "labels_of"]
+
+from typing import Any
+
+Value = int | float | bool | str
+"""The value of a free option on the command line."""
+
+
+def device_named(name: str | None = None) -> str:
+    """The device of a name; without a name a GPU if there is one, else the CPU."""
+
+    if name is not None:
+        return name
+
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def labels_of(pipe: Any, text: str | None, n: int) -> Any:
+    """Class labels from text, gone round in for n samples."""
+
+    if text is None:
+        return pipe.labels(None, n)
+
+    names = [part.strip() for part in text.split(",")]
+    return pipe.labels([names[i % len(names)] for i in range(n)], n)

@@ -1,0 +1,92 @@
+"""Sampling into a folder."""
+
+__all__ = ["generate"]
+
+from pathlib import Path
+import shlex
+import sys
+from typing import Any
+
+from genflow.commands.choices import Value, device_named, labels_of
+from genflow.console import Bar
+from genflow.errors import UserError
+
+
+def generate(
+    pipeline: str,
+    output: str = "out",
+    n: int | None = None,
+    seed: int = 0,
+    seeds: str | None = None,
+    label: str | None = None,
+    sampler: str | None = None,
+    steps: int | None = None,
+    schedule: str | None = None,
+    guidance: float = 1.0,
+    interval: tuple[float, float] = (0.0, 1.0),
+    clip: bool = False,
+    options: dict[str, Value] | None = None,
+    batch_size: int = 256,
+    device: str | None = None,
+    shard: str = "0/1",
+    overwrite: bool = False,
+    resume: bool = False,
+) -> None:
+    """Draw samples from a pipeline into a folder: numbered images, a grid, meta.json.
+
+    Args:
+        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        output: The folder to write to.
+        n: The number of samples; 64, or the number of seeds.
+        seed: The first of n consecutive seeds, one a sample.
+        seeds: The seeds themselves, as in 0-63,100; instead of n and seed.
+        label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
+        sampler: A name that "genflow samplers" lists; the pipeline's own by default.
+        steps: The number of steps.
+        schedule: A schedule.json, instead of sampler and steps.
+        guidance: The weight of classifier-free guidance; 1 is none.
+        interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
+        clip: Whether the data estimate is kept in [-1, 1].
+        options: Options of the sampler and its grid, as in --options.order 3.
+        batch_size: How many are drawn at a time; the samples do not depend on it.
+        device: cpu, cuda, ...; a GPU if there is one.
+        shard: The part i/n of the work to do, counted from 0.
+        overwrite: Whether an older job in the folder is thrown away.
+        resume: Whether the same job, begun before, is gone on with.
+    """
+
+    from genflow.pipelines import Pipeline
+    from genflow.pipelines.jobs import generate as job
+    from genflow.pipelines.jobs import parse_seeds, parse_shard
+    from genflow.solvers import SolverSchedule
+
+    if seeds is not None and n is not None:
+        raise UserError("n and seeds are both given: give one of the two.")
+
+    pipe = Pipeline.from_pretrained(pipeline, device=device_named(device))
+    numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
+    labels = labels_of(pipe, label, len(numbers))
+    call: dict[str, Any] = {"guidance": guidance, "interval": interval, "clip": clip}
+    call |= {"sampler": sampler, "steps": steps, **(options or {})}
+
+    if schedule is not None:
+        call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)
+
+    with Bar("samples") as report:
+        meta = job(
+            pipe,
+            Path(output),
+            numbers,
+            label=labels,
+            shard=parse_shard(shard),
+            batch_size=batch_size,
+            overwrite=overwrite,
+            resume=resume,
+            record={"pipeline": str(pipeline), "command": shlex.join(sys.argv)},
+            report=report,
+            **call,
+        )
+
+    speed = "" if meta["per_second"] is None else f", {meta['per_second']} a second"
+    count = len(meta.get("images") or meta.get("vectors") or ())
+    print(f"{output}: {count} samples, NFE {meta['nfe'] or 0}{speed}")

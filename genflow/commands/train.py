@@ -1,0 +1,85 @@
+"""Training a model, and what to make of a checkpoint."""
+
+__all__ = ["export", "fit"]
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from genflow.errors import UserError
+
+
+def fit(arguments: Sequence[str]) -> None:
+    """Train a model from a config file, then save it as a pipeline.
+
+    Everything about the run goes into its folder (``run``): the resolved config, metrics, grids of
+    samples, checkpoints, and at the end ``pipeline``, the averaged weights ready for use.
+    """
+
+    from genflow.pipelines import Pipeline
+    from genflow.training.ema import EMA
+    from genflow.training.line import train
+
+    module, data, trainer, config = train(arguments)
+
+    if not trainer.is_global_zero:
+        return
+
+    pipe = Pipeline(
+        module.denoiser,
+        shape=tuple(data.shape),
+        sampler=config.sampler,
+        steps=config.steps,
+        class_names=data.class_names,
+        card={"data": type(data).__name__, "training_steps": trainer.global_step},
+    )
+    target = Path(config.run) / "pipeline"
+    average = next(c for c in trainer.callbacks if isinstance(c, EMA))
+
+    with average.average(module):
+        pipe.save(target, overwrite=True)
+
+    print(f"pipeline: {target}")
+
+
+def export(
+    source: str,
+    output: str = "out",
+    format: Literal["genflow", "diffusers"] = "genflow",
+    weights: Literal["average", "raw"] = "average",
+    sampler: str = "dpmpp-2m",
+    steps: int = 20,
+    overwrite: bool = False,
+) -> None:
+    """Save the network of a training checkpoint as a pipeline, of genflow or of diffusers.
+
+    Args:
+        source: A .ckpt file of a run; for the format diffusers also a saved pipeline.
+        output: The folder to save to.
+        format: genflow, or diffusers: a stock pipeline that loads where genflow is not installed.
+        weights: The averaged weights, or the raw ones.
+        sampler: The pipeline's default sampler.
+        steps: The number of steps of the default sampler.
+        overwrite: Whether a pipeline that is there already is replaced.
+    """
+
+    from genflow.pipelines import Pipeline
+    from genflow.pipelines.exports import export_diffusers, trained
+    from genflow.training.checkpoints import ema_weights, read_checkpoint
+
+    if format == "diffusers" and not source.endswith(".ckpt"):
+        pipe = Pipeline.from_pretrained(source)
+    else:
+        read = read_checkpoint(source)
+        if read.record is None or read.record["net"] is None:
+            raise UserError(f"checkpoint '{source}' does not say which network it is of.")
+        state = ema_weights(source) if weights == "average" else read.raw
+        card = {"training_steps": read.step, "weights": weights}
+        pipe = trained(read.record, state, sampler=sampler, steps=steps, card=card)
+
+    if format == "diffusers":
+        export_diffusers(pipe, output, overwrite=overwrite)
+    else:
+        pipe.save(output, overwrite=overwrite)
+
+    print(f"pipeline: {output}")
