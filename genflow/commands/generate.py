@@ -19,6 +19,9 @@ def generate(
     seed: int = 0,
     seeds: str | None = None,
     label: str | None = None,
+    prompt: str | None = None,
+    negative: str | None = None,
+    size: tuple[int, int] | None = None,
     sampler: str | None = None,
     steps: int | None = None,
     schedule: str | None = None,
@@ -41,6 +44,10 @@ def generate(
         seed: The first of n consecutive seeds, one a sample.
         seeds: The seeds themselves, as in 0-63,100; instead of n and seed.
         label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
+        prompt: What to draw, for pipelines that draw from text; @FILE takes a prompt a line from a
+            file, gone round in.
+        negative: What guidance leads away from, likewise.
+        size: Height and width in pixels, for stock pipelines that draw in several sizes.
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
         schedule: A schedule.json, instead of sampler and steps.
@@ -63,11 +70,14 @@ def generate(
     if seeds is not None and n is not None:
         raise UserError("n and seeds are both given: give one of the two.")
 
-    pipe = Pipeline.from_pretrained(pipeline, device=device_named(device))
+    pipe = Pipeline.from_pretrained(pipeline, device=device_named(device), size=size)
     numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
     labels = labels_of(pipe, label, len(numbers))
     call: dict[str, Any] = {"guidance": guidance, "interval": interval, "clip": clip}
     call |= {"sampler": sampler, "steps": steps, **(options or {})}
+
+    texts = {"prompt": prompt, "negative": negative}
+    call |= {k: _texts(k, v, len(numbers)) for k, v in texts.items() if v is not None}
 
     if schedule is not None:
         call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)
@@ -90,3 +100,24 @@ def generate(
     speed = "" if meta["per_second"] is None else f", {meta['per_second']} a second"
     count = len(meta.get("images") or meta.get("vectors") or ())
     print(f"{output}: {count} samples, NFE {meta['nfe'] or 0}{speed}")
+
+
+def _texts(name: str, text: str, n: int) -> str | list[str]:
+    """A text for all samples, or those of a file, gone round in for n samples."""
+
+    if not text.startswith("@"):
+        return text
+
+    file = Path(text[1:])
+
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    except OSError as error:
+        raise UserError(f"{name} '{text}' cannot be read: {error.strerror}.") from None
+
+    lines = [line for line in lines if line]
+
+    if not lines:
+        raise UserError(f"{name} '{text}' is an empty file: write a prompt a line.")
+
+    return [lines[i % len(lines)] for i in range(n)]

@@ -28,6 +28,9 @@ from genflow.version import __version__
 
 Report = Callable[[int, int], None]
 
+TEXTS = ("prompt", "negative")
+"""The options that may hold a text for each image."""
+
 
 def parse_seeds(text: str) -> list[int]:
     """Seeds from text such as ``"0-63,100"``.
@@ -105,6 +108,7 @@ def generate(
 
     # What cannot be sampled is refused before anything is written; prompts are not the sampler's.
     pipeline.build(**{k: v for k, v in options.items() if k not in ("prompt", "conditions")})
+    each = {k: options.pop(k) for k in TEXTS if isinstance(options.get(k), list | tuple)}
     i, n = shard
     suffix = "" if n == 1 else f"-{i}-of-{n}"
     file = output / f"meta{suffix}.json"
@@ -115,6 +119,7 @@ def generate(
             **({"file": _name(k)} if images else {}),
             "seed": int(seeds[k]),
             "label": None if label is None else int(label[k]),
+            **{name: texts[k] for name, texts in each.items()},
         }
         for k in indices
     ]
@@ -144,6 +149,7 @@ def generate(
     kept: list[Tensor] = []
     nfe = None
     part = None if label is None else label[todo]
+    options |= {name: [texts[k] for k in todo] for name, texts in each.items()}
 
     for batch in pipeline.batches(
         [seeds[k] for k in todo], part, batch_size=batch_size, **options
@@ -214,7 +220,8 @@ def _prepare(
 
     if resume and file.exists():
         before = json.loads(file.read_text(encoding="utf-8"))
-        changed = [k for k, v in settings.items() if before.get(k) != v]
+        asked = json.loads(json.dumps(settings))
+        changed = [k for k, v in asked.items() if before.get(k) != v]
         if changed:
             raise UserError(
                 f"output '{output}' holds a job with another {changed[0]}: resume needs the same "

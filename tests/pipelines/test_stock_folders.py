@@ -249,3 +249,41 @@ def test_the_names_of_classes():
     pipe = adapt(foreign.dit_pipeline(labels=["tench, Tinca tinca", "goldfish"]))
     assert pipe.class_names == ("Tinca tinca", "goldfish")
     assert torch.equal(pipe(1, label="goldfish", seed=0).x, pipe(1, label=1, seed=0).x)
+
+
+def generated(out, *arguments):
+    from genflow.cli import main
+
+    call = ("--steps", "2", "--guidance", "3", "--size", "[16,16]", "--device", "cpu")
+    return main(["generate", *map(str, arguments), "--output", str(out), *call])
+
+
+def test_the_command_line_takes_prompts(folders, tmp_path, capsys):
+    """A file of prompts is gone round in, each image has its own, and a resumed job keeps them."""
+
+    pytest.importorskip("transformers")
+    (tmp_path / "words.txt").write_text("a cat\n\ndog\n")
+    texts = (folders("StableDiffusionPipeline"), "--prompt", f"@{tmp_path / 'words.txt'}")
+    assert generated(tmp_path / "a", *texts, "--negative", "bad", "--n", 3) == 0
+    meta = json.loads((tmp_path / "a" / "meta.json").read_text())
+    assert [m["prompt"] for m in meta["images"]] == ["a cat", "dog", "a cat"]
+    assert meta["sampler"]["negative"] == "bad"
+
+    images = [tmp_path / "a" / "images" / f"{i:06d}.png" for i in range(3)]
+    before = [image.read_bytes() for image in images]
+    images[1].unlink()
+    assert generated(tmp_path / "a", *texts, "--negative", "bad", "--n", 3, "--resume") == 0
+    assert [image.read_bytes() for image in images] == before
+
+    assert generated(tmp_path / "b", texts[0], "--prompt", "dog", "--negative", "bad") == 0
+    one = (tmp_path / "b" / "images" / "000001.png").read_bytes()
+    assert one == before[1] and before[0] != before[1]
+
+
+def test_files_of_prompts_that_cannot_be_used(folders, tmp_path, capsys):
+    (tmp_path / "empty.txt").write_text("\n")
+    folder = folders("StableDiffusionPipeline")
+    for name, words in (("none.txt", "cannot be read"), ("empty.txt", "is an empty file")):
+        assert generated(tmp_path / "c", folder, "--prompt", f"@{tmp_path / name}") == 2
+        assert words in capsys.readouterr().err
+    assert not (tmp_path / "c").exists()
