@@ -15,7 +15,7 @@ from genflow.models.paths import (
     Rectified,
     VariancePreserving,
 )
-from genflow.models.predictions import CLOCKS, PREDICTIONS
+from genflow.models.predictions import CLOCKS, PREDICTIONS, Regression
 from genflow.models.records import path_from_dict, path_named, path_to_dict
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "Path",
     "Preconditioned",
     "Rectified",
+    "Regression",
     "StudentT",
     "VariancePreserving",
     "grid",

@@ -29,6 +29,7 @@ from genflow.models.predictions import (
     USUAL_CLOCKS,
     Coefficient,
     Coefficients,
+    Regression,
     combine,
     scaled,
 )
@@ -190,6 +191,25 @@ class Preconditioned(Denoiser):
         scale = 1.0 if self.prediction == "flow" else self.coefficients(t).scale
         return combine(a, x_t, b, self.output(x_t, t, scale, **cond))
 
+    def regress(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Regression:
+        r"""Calls F on perturbed data, and keeps what is needed to judge the answer.
+
+        Args:
+            x: The data, with shape (B, \*).
+            z: The noise at unit scale, or the other end of the coupling, with shape (B, \*).
+            t: The times, with shape (B).
+            cond: Named conditions.
+
+        Returns:
+            The answer beside the target.
+        """
+
+        c = self.coefficients(t)
+        x_t = self.path.perturb(x, z, t)
+        F = self.output(x_t, t, c.scale, **cond)
+        error = F - combine(c.target[0], x, c.target[1], z)
+        return Regression(x, x_t, t, F, error, c.data)
+
     def loss(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Tensor:
         r"""The squared error of F, in the network's own units.
 
@@ -207,9 +227,7 @@ class Preconditioned(Denoiser):
             The loss of each sample, with shape (B).
         """
 
-        c = self.coefficients(t)
-        F = self.output(self.path.perturb(x, z, t), t, c.scale, **cond)
-        return (F - combine(c.target[0], x, c.target[1], z)).square().flatten(1).mean(1)
+        return self.regress(x, z, t, **cond).error.square().flatten(1).mean(1)
 
 
 class _Timed(Denoiser):

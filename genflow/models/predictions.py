@@ -11,11 +11,13 @@ __all__ = [
     "USUAL_CLOCKS",
     "Coefficient",
     "Coefficients",
+    "Regression",
     "combine",
     "scaled",
 ]
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -135,3 +137,30 @@ USUAL_CLOCKS = {
     "flow": "thousand",
     "karras": "log-sigma",
 }
+
+
+@dataclass(frozen=True)
+class Regression:
+    r"""What a network answered, and what it should have.
+
+    Attributes:
+        x: The data, with shape (B, \*).
+        x_t: The perturbed data, with shape (B, \*).
+        t: The times, with shape (B).
+        output: F, with shape (B, \*).
+        error: F minus its target, with shape (B, \*).
+        row: :math:`(a, b)` with :math:`E[X|x_t] = a x_t + b F`.
+    """
+
+    x: Tensor
+    x_t: Tensor
+    t: Tensor
+    output: Tensor
+    error: Tensor
+    row: tuple[Coefficient, Coefficient]
+
+    @property
+    def estimate(self) -> Tensor:
+        r"""The data estimate, with shape (B, \*)."""
+
+        return combine(self.row[0], self.x_t, self.row[1], self.output)

@@ -14,26 +14,52 @@ from genflow.training.checkpoints import (
     read_checkpoint,
 )
 from genflow.training.checks import Diverged
-from genflow.training.couplings import Coupling, Independent
+from genflow.training.couplings import Coupling, Independent, OptimalTransport
 from genflow.training.ema import EMA
+from genflow.training.losses import (
+    FeatureWeighted,
+    Loss,
+    Perceptual,
+    PseudoHuber,
+    SquaredError,
+)
 from genflow.training.rectified import RectifiedFlow
-from genflow.training.times import LogitNormal, LogNormal, TimeLaw, Uniform
+from genflow.training.times import (
+    CosMap,
+    Grid,
+    LogitNormal,
+    LogNormal,
+    Mode,
+    TimeLaw,
+    Uniform,
+    UShaped,
+)
 
 __all__ = [
     "EMA",
     "Checkpoint",
+    "CosMap",
     "Coupling",
     "Diverged",
+    "FeatureWeighted",
     "GenerativeModule",
+    "Grid",
     "Independent",
     "LogNormal",
     "LogitNormal",
+    "Loss",
     "LossGuard",
+    "Mode",
+    "OptimalTransport",
+    "Perceptual",
+    "PseudoHuber",
     "RectifiedFlow",
     "SafeCheckpoint",
     "SafeIO",
     "SampleGrid",
+    "SquaredError",
     "TimeLaw",
+    "UShaped",
     "Uniform",
     "ema_weights",
     "read_checkpoint",

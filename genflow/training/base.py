@@ -40,10 +40,12 @@ from genflow.training.checks import (
     check_options,
     diverged,
     wrong_classes,
+    wrong_ends,
     wrong_shape,
     wrong_weights,
 )
 from genflow.training.couplings import Coupling
+from genflow.training.losses import Loss, SquaredError
 from genflow.training.times import TimeLaw
 
 PREFIX = "denoiser.net."
@@ -62,6 +64,7 @@ class GenerativeModule(LightningModule):
         denoiser: The network on its path.
         times: The law of t.
         coupling: The joint law of data and noise.
+        measure: How an answer is judged; the squared error if None.
         lr: The learning rate of AdamW, above 0.
         betas: Its two decay rates, in [0, 1).
         weight_decay: Its decoupled weight decay, 0 or more; with 0 it is Adam.
@@ -77,6 +80,7 @@ class GenerativeModule(LightningModule):
         denoiser: The network on its path.
         times: The law of t.
         coupling: The joint law of data and noise.
+        measure: How an answer is judged.
 
     Raises:
         UserError: If a value is out of its range.
@@ -87,6 +91,7 @@ class GenerativeModule(LightningModule):
         denoiser: Preconditioned,
         times: TimeLaw,
         coupling: Coupling,
+        measure: Loss | None = None,
         *,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
@@ -117,6 +122,7 @@ class GenerativeModule(LightningModule):
         self.denoiser = denoiser
         self.times = times
         self.coupling = coupling
+        self.measure = measure or SquaredError()
         self._options = options
         self._generator: torch.Generator | None = None
         self._masks = False
@@ -158,7 +164,8 @@ class GenerativeModule(LightningModule):
         r"""Draws what a step needs beside the data.
 
         Args:
-            batch: "x" with shape (B, \*) and perhaps "label" with shape (B).
+            batch: "x" with shape (B, \*), perhaps "label" with shape (B), and perhaps "z" with
+                shape (B, \*): the other end, if it is not noise to be drawn.
             source: The generator, on the device of the batch.
             dropout: Whether labels are dropped.
 
@@ -183,13 +190,19 @@ class GenerativeModule(LightningModule):
 
         path, device = self.denoiser.path, x.device
         t = self.times.sample(len(x), path, generator=source, device=device)
-        z = path.noise.sample(x.shape, generator=source, device=device, dtype=x.dtype)
-        x, z = self.coupling(x, z)
+        z = batch.get("z")
+        if z is None:
+            z = path.noise.sample(x.shape, generator=source, device=device, dtype=x.dtype)
+        elif z.shape != x.shape:
+            raise wrong_ends(tuple(z.shape[1:]), tuple(x.shape[1:]))
+
+        label = batch["label"] if classes is not None else None
+        x, z = self.coupling(x, z, label=label, generator=source)
 
         if classes is None:
             return x, z, t, {}
 
-        label, rate = batch["label"], self._options["label_dropout"]
+        rate = self._options["label_dropout"]
 
         if dropout and rate:
             dropped = torch.rand(len(x), generator=source, device=device) < rate
@@ -215,7 +228,7 @@ class GenerativeModule(LightningModule):
         """
 
         x, z, t, cond = self.draw(batch, self._source("train", step, micro, rank))
-        return self.denoiser.loss(x, z, t, **cond).mean()
+        return self.measure(self.denoiser.regress(x, z, t, **cond)).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
         """The loss of a batch, logged as "loss" when the trainer logs.
@@ -243,7 +256,7 @@ class GenerativeModule(LightningModule):
 
         source = self._source("validation", batch_idx)
         x, z, t, cond = self.draw(batch, source, dropout=False)
-        loss = self.denoiser.loss(x, z, t, **cond).mean()
+        loss = self.measure(self.denoiser.regress(x, z, t, **cond)).mean()
         self.log("val_loss", loss, prog_bar=True, batch_size=len(x), sync_dist=True)
         return loss
 

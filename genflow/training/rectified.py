@@ -19,6 +19,7 @@ from torch import nn
 from genflow.models import Preconditioned, Rectified
 from genflow.training.base import GenerativeModule
 from genflow.training.couplings import Coupling, Independent
+from genflow.training.losses import Loss
 from genflow.training.times import TimeLaw, Uniform
 
 
@@ -29,6 +30,7 @@ class RectifiedFlow(GenerativeModule):
         net: A network called as ``net(x, 1000 t, label=None)``.
         times: The law of t; uniform if None.
         coupling: The joint law of data and noise; independent if None.
+        loss: How an answer is judged; the squared error if None.
         lr: The learning rate of AdamW, above 0.
         betas: Its two decay rates, in [0, 1).
         weight_decay: Its decoupled weight decay, 0 or more; with 0 it is Adam.
@@ -57,6 +59,7 @@ class RectifiedFlow(GenerativeModule):
         net: nn.Module,
         times: TimeLaw | None = None,
         coupling: Coupling | None = None,
+        loss: Loss | None = None,
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         weight_decay: float = 0.0,
@@ -71,6 +74,7 @@ class RectifiedFlow(GenerativeModule):
             Preconditioned(net, Rectified(), "flow", clock="thousand"),
             times or Uniform(),
             coupling or Independent(),
+            loss,
             lr=lr,
             betas=betas,
             weight_decay=weight_decay,

@@ -17,10 +17,11 @@ References:
     https://arxiv.org/abs/2107.00630
 """
 
-__all__ = ["LogNormal", "LogitNormal", "TimeLaw", "Uniform"]
+__all__ = ["CosMap", "Grid", "LogNormal", "LogitNormal", "Mode", "TimeLaw", "UShaped", "Uniform"]
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+import math
 
 import torch
 from torch import Generator, Tensor
@@ -179,3 +180,119 @@ class LogNormal(TimeLaw):
         r"""The time at which :math:`\lambda = -(m + s \, \Phi^{-1}(u))`."""
 
         return path.inverse(-(self.mean + self.std * torch.special.ndtri(u)))
+
+
+@dataclass(frozen=True)
+class UShaped(TimeLaw):
+    r"""Both ends of the path more than its middle, :math:`\pi(t) \propto \cosh(a (t - 1/2))`.
+
+    Made for a second rectified flow, whose paths are nearly straight already: what is left to
+    learn lies at the ends.
+
+    Args:
+        a: How deep the trough is, above 0; the ends are cosh(a/2) times as likely as the middle.
+        stratified: Whether a batch is spread evenly over the law.
+
+    Raises:
+        UserError: If ``a`` is not above 0.
+
+    References:
+        Improving the Training of Rectified Flows
+        https://arxiv.org/abs/2405.20320
+    """
+
+    a: float = 4.0
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.a > 0:
+            raise UserError(f"times.a is {self.a}: it must be above 0 (4 is usual).")
+
+    def quantile(self, u: Tensor, path: Path) -> Tensor:
+        r""":math:`\tfrac12 + \text{asinh}((2u - 1) \sinh(a/2)) / a`."""
+
+        return 0.5 + torch.asinh((2 * u - 1) * math.sinh(self.a / 2)) / self.a
+
+
+@dataclass(frozen=True)
+class Mode(TimeLaw):
+    r"""The middle of the path more (s > 0) or less (s < 0) than its ends, which stay likely.
+
+    Args:
+        s: The weight of the middle, in [−1, 2/(π − 2)]; 0 is uniform.
+        stratified: Whether a batch is spread evenly over the law.
+
+    Raises:
+        UserError: If ``s`` is out of its range, where the map has a fold.
+
+    References:
+        Scaling Rectified Flow Transformers for High-Resolution Image Synthesis
+        https://arxiv.org/abs/2403.03206
+    """
+
+    s: float = 1.29
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.s <= 2 / (math.pi - 2):
+            raise UserError(
+                f"times.s is {self.s}: allowed are -1 to {2 / (math.pi - 2):.4f} (0 is uniform)."
+            )
+
+    def quantile(self, u: Tensor, path: Path) -> Tensor:
+        r""":math:`u - s (\sin^2(\pi u / 2) - u)`."""
+
+        return u - self.s * (torch.sin(math.pi / 2 * u).square() - u)
+
+
+@dataclass(frozen=True)
+class CosMap(TimeLaw):
+    r"""The times at which a straight path has the levels of a cosine path at uniform times.
+
+    Args:
+        stratified: Whether a batch is spread evenly over the law.
+
+    References:
+        Scaling Rectified Flow Transformers for High-Resolution Image Synthesis
+        https://arxiv.org/abs/2403.03206
+    """
+
+    stratified: bool = False
+
+    def quantile(self, u: Tensor, path: Path) -> Tensor:
+        r""":math:`\sin / (\sin + \cos)` of :math:`\pi u / 2`."""
+
+        angle = math.pi / 2 * u
+        return torch.sin(angle) / (torch.sin(angle) + torch.cos(angle))
+
+
+@dataclass(frozen=True)
+class Grid(TimeLaw):
+    r"""The k times at which a k-step Euler sampler calls the network: 1/k, 2/k, ..., 1.
+
+    The law of distillation, on pairs of noise and what a teacher makes of it. With one step the
+    only time is 1, and the student learns :math:`x = z - v(z, 1)`.
+
+    Args:
+        steps: k, 1 or more.
+        stratified: Whether a batch is spread evenly over the law.
+
+    Raises:
+        UserError: If ``steps`` is below 1.
+
+    References:
+        Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow
+        https://arxiv.org/abs/2209.03003
+    """
+
+    steps: int = 1
+    stratified: bool = False
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise UserError(f"times.steps is {self.steps}: it must be 1 or more.")
+
+    def quantile(self, u: Tensor, path: Path) -> Tensor:
+        r""":math:`(\lfloor k u \rfloor + 1) / k`."""
+
+        return (torch.floor(u * self.steps) + 1) / self.steps
