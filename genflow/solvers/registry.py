@@ -20,7 +20,7 @@ from genflow.errors import UserError, nearest
 from genflow.models.denoisers import Denoiser
 from genflow.models.grids import grid
 from genflow.models.paths import Path
-from genflow.solvers import presets, tables
+from genflow.solvers import flows, presets, tables
 from genflow.solvers.adaptive import Adaptive
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.samplers import Sampler
@@ -241,6 +241,19 @@ register(
     title="Pseudo Numerical Methods for Diffusion Models on Manifolds",
     url="https://arxiv.org/abs/2202.09778",
 )(partial(tables.adams, variable="index"))
+register(
+    "euler-maruyama",
+    order="1 (SDE)",
+    title="SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant "
+    "Transformers",
+    url="https://arxiv.org/abs/2401.08740",
+)(flows.euler_maruyama)
+register(
+    "reinterpolate",
+    order="straight flows only",
+    title="Improving the Training of Rectified Flows",
+    url="https://arxiv.org/abs/2405.20320",
+)(flows.reinterpolate)
 
 
 @register(

@@ -5,7 +5,7 @@ at which the path is not regular is an Euler step. EDM's Heun method, DEIS and i
 estimate. All write rows on the unit vectors of the window, as `genflow.solvers.compiler` does.
 """
 
-__all__ = ["adams", "karras_heun", "runge_kutta"]
+__all__ = ["adams", "checked", "karras_heun", "runge_kutta", "units"]
 
 from collections.abc import Sequence
 import math
@@ -29,7 +29,9 @@ RUNGE_KUTTA: dict[str, tuple[list[list[float]], list[float]]] = {
 """Explicit Butcher tableaux: the rows of A, and b; the abscissae are the row sums of A."""
 
 
-def _units(K: int) -> Tensor:
+def units(K: int) -> Tensor:
+    """The unit vectors of a window of K states and K outputs, and of the constant."""
+
     return torch.eye(2 * K + 1, dtype=torch.float64)
 
 
@@ -37,7 +39,7 @@ def _double(times: Sequence[float]) -> Tensor:
     return torch.tensor(times, dtype=torch.float64)
 
 
-def _checked(times: Sequence[float]) -> Tensor:
+def checked(times: Sequence[float]) -> Tensor:
     """The times in float64, checked as those of a schedule are."""
 
     return _double(SolverSchedule(tuple(times), (Step(),) * (len(times) - 1)).times)
@@ -62,8 +64,8 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
     if method not in RUNGE_KUTTA:
         raise UserError(f"method is '{method}'{nearest(method, RUNGE_KUTTA)}")
 
-    E = _units(len(RUNGE_KUTTA[method][1]))
-    t = _checked(times)
+    E = units(len(RUNGE_KUTTA[method][1]))
+    t = checked(times)
     time, rows = [], []
 
     for h, t0 in zip(t.diff(), t[:-1], strict=True):
@@ -127,7 +129,7 @@ def karras_heun(
     if not churn >= 0:
         raise UserError(f"churn is {churn}: it must be 0 or more (0 is the ODE).")
 
-    t = _checked(times)
+    t = checked(times)
     N = len(t) - 1
     alpha, sigma = path(t)
 
@@ -139,7 +141,7 @@ def karras_heun(
             f"not {path}."
         )
 
-    E, zero = _units(2), t.new_zeros(())
+    E, zero = units(2), t.new_zeros(())
     rho = sigma / alpha
     gain = min(churn / N, math.sqrt(2) - 1)
     raised = [r * (1 + gain * (churn_min <= r <= churn_max)) for r in rho.tolist()]
@@ -222,9 +224,9 @@ def adams(
     if variable not in ("rho", "t", "index"):
         raise UserError(f"variable is '{variable}': 'rho', 't' and 'index' are allowed.")
 
-    t = _checked(times)
+    t = checked(times)
     alpha, sigma = path(t)
-    E = _units(order)
+    E = units(order)
     rows = []
 
     for i in range(len(t) - 1):
