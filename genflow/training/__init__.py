@@ -14,7 +14,7 @@ from genflow.training.checkpoints import (
     read_checkpoint,
 )
 from genflow.training.checks import Diverged
-from genflow.training.couplings import Coupling, Independent, OptimalTransport
+from genflow.training.couplings import Coupling, Independent, OptimalTransport, Taught
 from genflow.training.ema import EMA
 from genflow.training.losses import (
     FeatureWeighted,
@@ -58,6 +58,7 @@ __all__ = [
     "SafeIO",
     "SampleGrid",
     "SquaredError",
+    "Taught",
     "TimeLaw",
     "UShaped",
     "Uniform",

@@ -164,8 +164,8 @@ class GenerativeModule(LightningModule):
         r"""Draws what a step needs beside the data.
 
         Args:
-            batch: "x" with shape (B, \*), perhaps "label" with shape (B), and perhaps "z" with
-                shape (B, \*): the other end, if it is not noise to be drawn.
+            batch: "x" with shape (B, \*), perhaps "label" with shape (B), and perhaps the other
+                end: "z" with shape (B, \*), or "seed" with shape (B), the seeds of the noise.
             source: The generator, on the device of the batch.
             dropout: Whether labels are dropped.
 
@@ -191,8 +191,11 @@ class GenerativeModule(LightningModule):
         path, device = self.denoiser.path, x.device
         t = self.times.sample(len(x), path, generator=source, device=device)
         z = batch.get("z")
+
         if z is None:
-            z = path.noise.sample(x.shape, generator=source, device=device, dtype=x.dtype)
+            seeds = batch.get("seed")
+            given = source if seeds is None else [seeded_by(s) for s in seeds.tolist()]
+            z = path.noise.sample(x.shape, generator=given, device=device, dtype=x.dtype)
         elif z.shape != x.shape:
             raise wrong_ends(tuple(z.shape[1:]), tuple(x.shape[1:]))
 
@@ -359,6 +362,12 @@ class GenerativeModule(LightningModule):
 
         if error is not None:
             raise error
+
+
+def seeded_by(seed: int) -> torch.Generator:
+    """The generator that a sampler draws the noise of a seed with."""
+
+    return torch.Generator().manual_seed(seed)
 
 
 def _drops(module: nn.Module) -> bool:

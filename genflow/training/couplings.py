@@ -3,7 +3,8 @@ r"""Couplings: which noise goes with which datum.
 Training draws pairs :math:`(X, Z)` from a joint law whose marginals are data and noise. Any joint
 law gives a flow with the right marginals at every time; how straight it is, and how much the
 targets contradict each other, depends on the coupling. A coupling rearranges a batch after both
-ends have been drawn independently. It must not change the marginals: it permutes, it never alters.
+ends have been drawn independently. It must not change the marginals: it permutes, it never
+alters; only a teacher's samples may take the place of data.
 
 `OptimalTransport` pairs a batch at the least total cost. Within a batch that is exact; as a law
 of pairs it is biased towards the optimal plan by the size of the batch, and no more than that is
@@ -12,8 +13,9 @@ noise without asking for the class would then be wrong: the cost has a term that
 its class.
 """
 
-__all__ = ["Coupling", "Independent", "OptimalTransport"]
+__all__ = ["Coupling", "Independent", "OptimalTransport", "Taught"]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 import math
@@ -51,6 +53,38 @@ class Coupling(Protocol):
             x, and the noise in its new order, each with shape (B, \*).
         """
         ...
+
+
+class Taught:
+    r"""The data that a teacher makes of the noise, at the moment they are needed: online reflow.
+
+    It costs the teacher's calls in every step of training, and no disk. The data of the batch are
+    thrown away; their classes are what the teacher is asked for.
+
+    Args:
+        teacher: A callable from initial states to samples, a `Sampler` say; classes reach it as
+            ``label``.
+        scale: What the noise is multiplied by to become an initial state, :math:`\sigma_1`.
+    """
+
+    def __init__(self, teacher: Callable[..., Tensor], scale: float = 1.0) -> None:
+        self.teacher = teacher
+        self.scale = scale
+
+    def __call__(
+        self,
+        x: Tensor,
+        z: Tensor,
+        *,
+        label: Tensor | None = None,
+        generator: Generator | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """See [`Coupling.__call__`][genflow.training.couplings.Coupling]."""
+
+        cond = {} if label is None else {"label": label}
+
+        with torch.no_grad():
+            return self.teacher(self.scale * z, **cond), z
 
 
 class Independent:
