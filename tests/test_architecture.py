@@ -24,13 +24,23 @@ FLOORS = {
     "training": {"solvers", *GROUND},
     "pipelines": {"solvers", "viz", *GROUND},
     "console": set(),
-    "commands": {"console", "solvers", "viz", "search", "training", "pipelines", *GROUND},
+    "recipes": {"solvers", "viz", "training", "pipelines", *GROUND},
+    "commands": {
+        "console",
+        "solvers",
+        "viz",
+        "search",
+        "training",
+        "pipelines",
+        "recipes",
+        *GROUND,
+    },
     "cli": {"console", "commands"},
 }
 
 # library → where it may be used
 LIBRARIES = {
-    "lightning": {"training", "data"},
+    "lightning": {"training", "data", "recipes"},
     "pytorch_lightning": set(),
     "diffusers": {"pipelines", "nn"},
     "matplotlib": {"viz"},

@@ -3,7 +3,7 @@ r"""Reflow and distillation: from a trained flow to its rectified successor, in 
 Reflow draws pairs :math:`(Z_1, Z_0)` from a flow, noise and what the ODE makes of it, and trains a
 flow on them as if they were noise and data, starting from the weights of the teacher. The
 marginals stay, no convex transport cost grows, and paths become straighter, so that fewer steps
-do. One round takes most of what there is to gain; later rounds add up the errors of their teachers.
+do. One round takes most of what there is to gain; later rounds add up the errors of teachers.
 
 Distillation is the same with another law of times: a k-step student practises at the k times at
 which it will be called, and no longer learns a flow. It freezes the pairing, so it comes last.
