@@ -17,6 +17,8 @@ import sys
 
 from genflow.commands import schedule
 from genflow.commands.evaluate import evaluate
+from genflow.commands.flow_measures import flow_report, likelihood
+from genflow.commands.flows import distill, pairs, reflow
 from genflow.commands.generate import generate
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
@@ -42,6 +44,11 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "export": export,
     "generate": generate,
     "evaluate": evaluate,
+    "pairs": pairs,
+    "reflow": reflow,
+    "distill": distill,
+    "flow-report": flow_report,
+    "likelihood": likelihood,
     "samplers": schedule.samplers,
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
