@@ -16,6 +16,7 @@ import re
 import sys
 
 from genflow.commands import schedule
+from genflow.commands.domains import encode, translate
 from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
 from genflow.commands.flows import distill, pairs, reflow
@@ -47,6 +48,8 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "pairs": pairs,
     "reflow": reflow,
     "distill": distill,
+    "translate": translate,
+    "encode": encode,
     "flow-report": flow_report,
     "likelihood": likelihood,
     "samplers": schedule.samplers,

@@ -109,6 +109,7 @@ def likelihood(
     from genflow.solvers.likelihood import Likelihood, bits_per_dim
 
     pipe = pipeline_named(pipeline, device)
+    pipe.check_noise()
     x, label = _examples(named(data), n, seed)
     solve = Likelihood(pipe.denoiser, divergence, probes=probes, rtol=rtol, atol=atol)
     kept, nfe = [], 0
@@ -146,6 +147,7 @@ def _starts(pipe: "Pipeline", n: int, seed: int) -> tuple[Any, dict[str, Any]]:
 
     from torch import Generator
 
+    pipe.check_noise()
     generators = [Generator().manual_seed(seed + i) for i in range(n)]
     sampler = pipe.build(sampler="euler", steps=1)
     start = sampler.init((n, *pipe.shape), generator=generators, device=pipe.device)

@@ -16,7 +16,9 @@ def fit(arguments: Sequence[str]) -> None:
     samples, checkpoints, and at the end ``pipeline``, the averaged weights ready for use.
     """
 
+    from genflow.data.latents import Latents
     from genflow.pipelines import Pipeline
+    from genflow.pipelines.folders import load_codec
     from genflow.training.ema import EMA
     from genflow.training.line import train
 
@@ -31,7 +33,9 @@ def fit(arguments: Sequence[str]) -> None:
         sampler=config.sampler,
         steps=config.steps,
         class_names=data.class_names,
-        card={"data": type(data).__name__, "training_steps": trainer.global_step},
+        source=data.origin,
+        codec=load_codec(data.vae) if isinstance(data, Latents) else None,
+        card={"data": data.title, "training_steps": trainer.global_step},
     )
     target = Path(config.run) / "pipeline"
     average = next(c for c in trainer.callbacks if isinstance(c, EMA))

@@ -6,11 +6,17 @@ functions of (seed, step, rank), so a resumed run sees what an unbroken one woul
 """
 
 __all__ = [
+    "Arrays",
     "DataModule",
     "Digits",
+    "Domain",
     "Examples",
+    "Given",
     "ImageFolder",
     "ImageZip",
+    "LatentManifest",
+    "LatentStore",
+    "Latents",
     "Manifest",
     "PairStore",
     "Pairs",
@@ -18,6 +24,7 @@ __all__ = [
     "Tensors",
     "Torchvision",
     "Toy",
+    "Translation",
     "draw_toy",
     "images_of",
     "named",
@@ -31,12 +38,16 @@ from importlib import import_module
 
 _ROOMS = {
     "base": ("DataModule",),
+    "domains": ("Domain",),
     "examples": ("Examples", "Tensors"),
+    "given": ("Arrays", "Given"),
     "images": ("Digits", "ImageFolder", "ImageZip", "Torchvision"),
+    "latents": ("LatentManifest", "LatentStore", "Latents"),
     "named": ("images_of", "named"),
     "pairs": ("Manifest", "PairStore", "Pairs"),
     "pixels": ("random_flip", "to_float", "to_uint8"),
     "stream": ("StreamSampler", "seeded"),
+    "translation": ("Translation",),
     "toy": ("Toy", "draw_toy"),
 }
 

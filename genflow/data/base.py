@@ -78,6 +78,16 @@ class DataModule(LightningDataModule, ABC):
 
     # What there is ------------------------------------------------------------------------------
 
+    @property
+    def title(self) -> str:
+        """What the data are, in a few words."""
+        return type(self).__name__
+
+    @property
+    def origin(self) -> str | None:
+        """What a flow on these data starts from, in a few words; None is noise."""
+        return None
+
     def setup(self, stage: str | None = None) -> None:
         """Loads and splits, the first time; later calls find the work done.
 
@@ -212,10 +222,16 @@ class DataModule(LightningDataModule, ABC):
         x = batch["x"]
         if x.dtype != torch.uint8:
             return batch
-        if self.flip and self.trainer is not None and self.trainer.training:
-            trainer = self.trainer
-            ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-            micro = ready % trainer.accumulate_grad_batches
-            moment = (trainer.global_step, micro, trainer.global_rank)
-            x = random_flip(x, seeded("flip", self.seed, *moment))
+        if self._flips():
+            x = random_flip(x, seeded("flip", self.seed, *self._moment()))
         return batch | {"x": to_float(x)}
+
+    def _flips(self) -> bool:
+        """Whether a trainer is training, with flips."""
+        return self.flip and self.trainer is not None and self.trainer.training
+
+    def _moment(self) -> tuple[int, int, int]:
+        """The trainer's step, the micro-batch within it, and the rank."""
+        trainer = self.trainer
+        ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+        return trainer.global_step, ready % trainer.accumulate_grad_batches, trainer.global_rank

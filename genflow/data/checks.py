@@ -5,7 +5,7 @@ from typing import Any
 
 from genflow.errors import UserError, nearest
 
-__all__ = ["at_least", "between", "one_of"]
+__all__ = ["at_least", "between", "one_of", "plain", "wrong_ends"]
 
 
 def at_least(field: str, value: Any, least: int) -> int:
@@ -63,3 +63,31 @@ def one_of(field: str, value: Any, allowed: Iterable[Any]) -> Any:
     if value not in allowed:
         raise UserError(f"{field} is {value!r}{nearest(str(value), map(str, allowed))}")
     return value
+
+
+def wrong_ends(source: tuple[int, ...], target: tuple[int, ...]) -> UserError:
+    """The error about a source that is shaped unlike its target."""
+
+    return UserError(
+        f"the source has samples of shape {source} and the target of shape {target}: a flow leads "
+        "between samples of one shape, resize or convert one of the two."
+    )
+
+
+def plain(field: str, data: Any) -> Any:
+    """Returns a data module that is to be read by another, which splits and flips itself.
+
+    Args:
+        field: the name that the user knows the inner module by.
+        data: the module.
+
+    Raises:
+        UserError: if the inner module is told to hold examples out, or to mirror them.
+    """
+    for option in ("validation", "flip"):
+        if getattr(data, option):
+            raise UserError(
+                f"{field}.{option} is {getattr(data, option)}, but {field} is read by another "
+                f"data module: set {option} there, and leave it out here."
+            )
+    return data

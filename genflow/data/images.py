@@ -86,6 +86,11 @@ class Torchvision(DataModule):
         self.root = root
         self.download = download
 
+    @property
+    def title(self) -> str:
+        """See `DataModule.title`."""
+        return self.name
+
     def _open(self, download: bool) -> Any:
         place = os.path.join(self.root, self.PLACES[self.name])
         try:

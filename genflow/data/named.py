@@ -4,11 +4,13 @@ __all__ = ["images_of", "named"]
 
 import os
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from genflow.data.base import DataModule
+from genflow.data.given import Arrays
 from genflow.data.images import Digits, ImageFolder, ImageZip, Torchvision
 from genflow.data.toy import LAWS, Toy
 from genflow.errors import UserError, nearest
@@ -17,15 +19,20 @@ SETS = ("MNIST", "FashionMNIST", "CIFAR10")
 
 
 def named(
-    text: str | os.PathLike[str], *, size: int | None = None, channels: int = 3
+    text: str | os.PathLike[str],
+    *,
+    size: int | None = None,
+    channels: Literal[1, 3] = 3,
+    labels: bool = False,
 ) -> DataModule:
     """The data set that a text names.
 
     Args:
         text: ``digits``; a torchvision set with its root, as in ``FashionMNIST:data``; a toy set,
-            as in ``moons``; or a folder or zip of images.
+            as in ``moons``; a folder or zip of images; or a ``.npy`` file.
         size: The side to which images of a folder or zip are brought.
         channels: The channels of images of a folder or zip.
+        labels: Whether the sub-folders of a folder, or the labels in a zip, are classes.
 
     Returns:
         The data module, ready for ``reference()``.
@@ -44,18 +51,21 @@ def named(
     if name in SETS:
         return Torchvision(name, root or "data")
     if Path(text).is_dir():
-        return ImageFolder(text, size=size, channels=channels, labels=False)
+        return ImageFolder(text, size=size, channels=channels, labels=labels)
     if Path(text).is_file() and text.endswith(".zip"):
-        return ImageZip(text, size=size, channels=channels, labels=False)
+        return ImageZip(text, size=size, channels=channels, labels=labels)
+
+    if Path(text).is_file() and text.endswith(".npy"):
+        return Arrays(text)
 
     known = ["digits", *LAWS, *SETS]
     raise UserError(
-        f"data is '{text}', which is no folder and no zip either{nearest(name, known)}"
+        f"data is '{text}', which is no folder and no file either{nearest(name, known)}"
     )
 
 
 def images_of(
-    where: str | os.PathLike[str], *, channels: int = 3, size: int | None = None
+    where: str | os.PathLike[str], *, channels: Literal[1, 3] = 3, size: int | None = None
 ) -> Tensor:
     """All images of a folder or zip, or the vectors of a job.
 

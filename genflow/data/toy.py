@@ -164,6 +164,11 @@ class Toy(DataModule):
         self.size = at_least("size", size, 1)
         self.noise = between("noise", noise, 0, math.inf)
 
+    @property
+    def title(self) -> str:
+        """See `DataModule.title`."""
+        return self.name
+
     def load(self) -> Examples:
         """See `DataModule.load`; (n, 2)."""
         return draw_toy(self.name, self.size, noise=self.noise, seed=self.seed)

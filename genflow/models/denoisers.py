@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
-from genflow.models.paths import Path
+from genflow.models.paths import Path, Rectified
 from genflow.models.predictions import (
     CLOCKS,
     PREDICTIONS,
+    TURNED,
     USUAL_CLOCKS,
     Coefficient,
     Coefficients,
@@ -87,15 +88,16 @@ class Preconditioned(Denoiser):
 
     .. math:: F = \text{net}(c_{in} x_t, \text{clock}(t)), \qquad E[X|x_t] = a_t x_t + b_t F
 
-    ========== ============================================= ==============================
-    prediction the target of F                               with
-    ========== ============================================= ==============================
-    data       :math:`x`
-    noise      :math:`z`
-    v          :math:`\alpha z - \sigma x`
-    flow       :math:`\dot\alpha x + \dot\sigma z`           the velocity; z − x on `Rectified`
-    karras     :math:`(x - c_{skip} x_t/\alpha) / c_{out}`   EDM's σ_data, σ/α for σ
-    ========== ============================================= ==============================
+    ============ ============================================= ===========================
+    prediction   the target of F                               with
+    ============ ============================================= ===========================
+    data         :math:`x`
+    noise        :math:`z`
+    v            :math:`\alpha z - \sigma x`
+    flow         :math:`\dot\alpha x + \dot\sigma z`           z − x on `Rectified`
+    reverse-flow :math:`-\dot\alpha x - \dot\sigma z`          clocks with noise at 0
+    karras       :math:`(x - c_{skip} x_t/\alpha) / c_{out}`   EDM's σ_data, σ/α for σ
+    ============ ============================================= ===========================
 
     The network is called in its own dtype and the answer returned in that of the state.
 
@@ -171,6 +173,27 @@ class Preconditioned(Denoiser):
         alpha_dot, sigma_dot = self.path.rates(t)
         a, b = (alpha_dot * d + sigma_dot * n for d, n in zip(c.data, c.noise, strict=True))
         return a, b
+
+    def turned(self) -> "Preconditioned":
+        r"""The same flow the other way round: its data are the noise of this one, and vice versa.
+
+        With :math:`s = 1 - t` a state :math:`(1 - t) x + t z` is :math:`(1 - s) z + s x`, and the
+        velocity is :math:`-v(x_t, 1 - s)`. So a sampler of the turned denoiser, whichever it is,
+        leads from data to noise. The two share their network.
+
+        Raises:
+            UserError: If the path is not `Rectified`, or the network predicts something else than
+                a flow.
+        """
+
+        if not isinstance(self.path, Rectified) or not {self.prediction, self.clock} <= {*TURNED}:
+            raise UserError(
+                f"path {self.path} with prediction '{self.prediction}' and clock '{self.clock}' "
+                "cannot be turned round: a flow on the straight path (RectifiedFlow) can."
+            )
+
+        prediction, clock = TURNED[self.prediction], TURNED[self.clock]
+        return Preconditioned(self.net, self.path, prediction, clock, self.sigma_data)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""

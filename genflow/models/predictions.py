@@ -8,6 +8,7 @@ its row: the loss, the denoiser, the velocity.
 __all__ = [
     "CLOCKS",
     "PREDICTIONS",
+    "TURNED",
     "USUAL_CLOCKS",
     "Coefficient",
     "Coefficients",
@@ -90,6 +91,13 @@ def _flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
     )
 
 
+def _reverse_flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    c = _flow(path, t, sigma_data)
+    return Coefficients(
+        1.0, *((a, -b) for a, b in (c.data, c.noise)), (-c.target[0], -c.target[1])
+    )
+
+
 def _karras(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
     alpha, sigma = path(t)
     s = sigma / alpha
@@ -108,6 +116,7 @@ PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
     "noise": _noise,
     "v": _v,
     "flow": _flow,
+    "reverse-flow": _reverse_flow,
     "karras": _karras,
 }
 """The coefficient table: a row a prediction."""
@@ -127,16 +136,30 @@ CLOCKS: dict[str, Callable[[Path, Tensor], Tensor]] = {
     "thousand": lambda path, t: 1000 * t,
     "discrete": _discrete,
     "log-sigma": _log_sigma,
+    "reverse-unit": lambda path, t: 1 - t,
+    "reverse-thousand": lambda path, t: 1000 * (1 - t),
 }
-"""What a network is told about the time: t, 1000 t, the level N t − 1, or ¼ log(σ/α)."""
+"""What a network is told about the time: t, 1000 t, the level N t − 1, or ¼ log(σ/α); and, for
+networks that were trained with noise at 0 and data at 1, 1 − t or 1000 (1 − t)."""
 
 USUAL_CLOCKS = {
     "data": "thousand",
     "noise": "thousand",
     "v": "thousand",
     "flow": "thousand",
+    "reverse-flow": "reverse-thousand",
     "karras": "log-sigma",
 }
+
+TURNED = {
+    "flow": "reverse-flow",
+    "reverse-flow": "flow",
+    "unit": "reverse-unit",
+    "reverse-unit": "unit",
+    "thousand": "reverse-thousand",
+    "reverse-thousand": "thousand",
+}
+"""A prediction or a clock, and what it is when data and noise change places."""
 
 
 @dataclass(frozen=True)

@@ -32,12 +32,15 @@ from genflow.pipelines.kinds import Config, discrete_path, kind_of
 from genflow.pipelines.pipeline import Pipeline
 
 
-def denoiser_of(module: nn.Module, scheduler_config: Config) -> Preconditioned:
+def denoiser_of(
+    module: nn.Module, scheduler_config: Config, *, reverse: bool = False
+) -> Preconditioned:
     """A network of diffusers as a denoiser.
 
     Args:
         module: A network of one of the `FAMILIES`.
         scheduler_config: The config of the scheduler that it was saved with.
+        reverse: Whether it is a flow that was trained with noise at 0 and data at 1.
 
     Returns:
         The denoiser; its network refuses conditions that it does not know.
@@ -50,7 +53,7 @@ def denoiser_of(module: nn.Module, scheduler_config: Config) -> Preconditioned:
         >>> denoiser = denoiser_of(unet, DDPMScheduler.load_config("google/ddpm-cat-256"))
     """
 
-    kind = kind_of(scheduler_config)
+    kind = kind_of(scheduler_config, reverse=reverse)
     told = scheduler_config.get("prediction_type") or kind.usual
 
     if told not in kind.predictions:
@@ -132,12 +135,15 @@ def _row(name: str) -> _Stock:
     return PIPELINES[name]
 
 
-def adapt(pipeline: Any, *, size: tuple[int, int] | None = None) -> Pipeline:
+def adapt(
+    pipeline: Any, *, size: tuple[int, int] | None = None, reverse: bool = False
+) -> Pipeline:
     """A pipeline of diffusers as one of genflow; the two share their networks.
 
     Args:
         pipeline: A stock pipeline of one of the classes in `PIPELINES`.
         size: The height and the width of the pictures in pixels; the pipeline's own if None.
+        reverse: Whether it is a flow that was trained with noise at 0 and data at 1.
 
     Returns:
         The pipeline. On Flux ``guidance`` is classifier-free guidance proper, two calls a step;
@@ -160,7 +166,7 @@ def adapt(pipeline: Any, *, size: tuple[int, int] | None = None) -> Pipeline:
             raise UserError(f"the {name} has no {part}: it was made or saved without one.")
 
     net, config = getattr(pipeline, row.network), pipeline.scheduler.config
-    kind, family = kind_of(config), family_of(net)
+    kind, family = kind_of(config, reverse=reverse), family_of(net)
     vae = getattr(pipeline, "vae", None)
     codec = None if vae is None else Codec(vae).eval()
     factor = 1 if codec is None else codec.factor
@@ -172,7 +178,7 @@ def adapt(pipeline: Any, *, size: tuple[int, int] | None = None) -> Pipeline:
         condition = Prompts(pipeline, row.encode, row.constants(pipeline, pixels))
 
     return Pipeline(
-        denoiser_of(net, config).eval(),
+        denoiser_of(net, config, reverse=reverse).eval(),
         shape=(family.channels(net.config), *sides),
         sampler=kind.sampler,
         steps=kind.steps,

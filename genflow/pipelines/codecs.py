@@ -6,22 +6,33 @@ A stock autoencoder returns latents e in units of its own, which a pipeline brin
 
 with the scaling factor c, and with m and s either the means and deviations of the channels, or the
 shift factor and 1. Denoisers see z alone; a path, a schedule or a sampler knows nothing of codecs.
+
+A variational autoencoder answers with a law of latents, whose mean is taken; a deep-compression
+autoencoder with the latent itself.
 """
 
-__all__ = ["Codec"]
+__all__ = ["CODECS", "Codec"]
 
 from collections.abc import Sequence
 from typing import Any
 
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderDC, AutoencoderKL
 import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
 
+CODECS: dict[str, type[nn.Module]] = {
+    "AutoencoderKL": AutoencoderKL,
+    "AutoencoderDC": AutoencoderDC,
+}
+"""The autoencoders that are known here, by class."""
+
+_WIDTHS = ("block_out_channels", "encoder_block_out_channels")
+
 
 class Codec(nn.Module):
-    r"""A variational autoencoder of diffusers, with the scale of its latents.
+    r"""An autoencoder of diffusers, with the scale of its latents.
 
     Args:
         vae: The autoencoder.
@@ -35,13 +46,16 @@ class Codec(nn.Module):
     References:
         High-Resolution Image Synthesis with Latent Diffusion Models
         https://arxiv.org/abs/2112.10752
+
+        Deep Compression Autoencoder for Efficient High-Resolution Diffusion Models
+        https://arxiv.org/abs/2410.10733
     """
 
     def __init__(self, vae: nn.Module) -> None:
         super().__init__()
 
-        if not isinstance(vae, AutoencoderKL):
-            raise UserError(f"vae is a {type(vae).__name__}: AutoencoderKL alone is known here.")
+        if type(vae).__name__ not in CODECS:
+            raise UserError(f"vae is a {type(vae).__name__}: {', '.join(CODECS)} are known here.")
 
         config = vae.config
         mean, std = config.get("latents_mean"), config.get("latents_std")
@@ -50,7 +64,8 @@ class Codec(nn.Module):
             mean, std = [config.get("shift_factor") or 0.0], [1.0]
 
         self.vae = vae
-        self.factor = 2 ** (len(config["block_out_channels"]) - 1)
+        widths = next(config[name] for name in _WIDTHS if name in config)
+        self.factor = 2 ** (len(widths) - 1)
         self.scale = float(config["scaling_factor"])
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -59,10 +74,28 @@ class Codec(nn.Module):
         """The shape (C, H, W) of the image behind a latent with shape (c, h, w)."""
 
         _, h, w = shape
-        return (self.vae.config["out_channels"], h * self.factor, w * self.factor)
+        return (self.vae.config["in_channels"], h * self.factor, w * self.factor)
+
+    def latent(self, event: Sequence[int]) -> tuple[int, ...]:
+        """The shape (c, h, w) of the latent of an image with shape (C, H, W).
+
+        Raises:
+            UserError: If images of that shape have none.
+        """
+
+        channels, factor = self.vae.config["in_channels"], self.factor
+
+        if len(event) != 3 or event[0] != channels or any(s % factor for s in event[1:]):
+            raise UserError(
+                f"the data have shape {tuple(event)}: this autoencoder takes images with "
+                f"{channels} channels and sides divisible by {factor}; convert or resize them."
+            )
+
+        sides = (s // factor for s in event[1:])
+        return (self.vae.config["latent_channels"], *sides)
 
     def encode(self, x: Tensor) -> Tensor:
-        """The latents of images: the mean of the posterior.
+        """The latents of images: the mean of the posterior, if there is a posterior.
 
         Args:
             x: Images in [−1, 1], with shape (B, C, H, W), their sides divisible by ``factor``.
@@ -71,7 +104,8 @@ class Codec(nn.Module):
             The latents at unit scale, with shape (B, c, h, w).
         """
 
-        e = self._vae().encode(x.to(self.vae.dtype)).latent_dist.mean.to(x.dtype)
+        found = self._vae().encode(x.to(self.vae.dtype))
+        e = (found.latent if hasattr(found, "latent") else found.latent_dist.mean).to(x.dtype)
         return (e - self.mean.to(x)) * (self.scale / self.std.to(x))
 
     def decode(self, z: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ safetensors alone.
 """
 
 __all__ = [
+    "load_codec",
     "load_model",
     "load_net",
     "locate",
@@ -31,6 +32,7 @@ from genflow.files import replacing
 from genflow.models import Preconditioned
 from genflow.models.records import path_from_dict, path_to_dict
 from genflow.nn import Net, VectorMLP
+from genflow.pipelines.codecs import CODECS, Codec
 from genflow.solvers import SolverSchedule, schedule_for
 from genflow.version import __version__
 
@@ -198,6 +200,28 @@ def load_net(folder: Path, name: str) -> Net:
     return Net(load_model(folder, _model(name)))
 
 
+def load_codec(folder: Path) -> Codec:
+    """The autoencoder in a folder that diffusers wrote.
+
+    Raises:
+        UserError: If there is none, its class is unknown, or its files are damaged.
+    """
+
+    file = folder / "config.json"
+
+    try:
+        name = json.loads(file.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(
+            f"folder '{folder}' holds no autoencoder ({error}): give one that diffusers saved."
+        ) from None
+
+    if name not in CODECS:
+        raise UserError(f"the autoencoder in '{folder}' is a {name}{nearest(str(name), CODECS)}")
+
+    return Codec(load_model(folder, CODECS[name])).eval()
+
+
 # ------------------------------------------------------------------------ whole pipelines
 
 
@@ -210,15 +234,15 @@ def write(pipe: "Pipeline", folder: str | os.PathLike[str], *, overwrite: bool =
         overwrite: Whether a pipeline that is there already is replaced.
 
     Raises:
-        UserError: If the pipeline has text encoders or a codec, the folder exists and is not to be
-            overwritten, or writing fails.
+        UserError: If the pipeline was adapted from one of diffusers, the folder exists and is not
+            to be overwritten, or writing fails.
     """
 
     d = pipe.denoiser
     net = d.net.model if isinstance(d.net, Net) else d.net
     schedule = pipe.schedule
 
-    if pipe.codec is not None or pipe.condition is not None or not hasattr(net, "save_pretrained"):
+    if pipe.condition is not None or not hasattr(net, "save_pretrained"):
         raise UserError(
             "this pipeline was adapted from one of diffusers, with parts that genflow does not "
             "save: call save_pretrained of the stock pipeline instead."
@@ -244,11 +268,18 @@ def write(pipe: "Pipeline", folder: str | os.PathLike[str], *, overwrite: bool =
         "sampler": pipe.sampler,
         "steps": pipe.steps,
         "spacing": pipe.spacing,
+        "source": pipe.source,
         "card": pipe.card,
     }
+    vae = None if pipe.codec is None else pipe.codec.vae
+
+    if vae is not None:
+        index["vae"] = ["diffusers", type(vae).__name__]
 
     with replacing(folder, overwrite=overwrite, mark=_INDEX) as part:
         net.save_pretrained(part / "net")
+        if vae is not None:
+            vae.save_pretrained(part / "vae")
         if schedule is not None:
             schedule.save(part / "schedule.json")
         text = json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False)
@@ -287,6 +318,8 @@ def read(folder: Path, index: dict[str, Any]) -> dict[str, Any]:
             "class_names": None if names is None else tuple(names),
             "spacing": index.get("spacing", {}),
             "card": index.get("card", {}),
+            "source": index.get("source"),
+            "codec": load_codec(folder / "vae") if "vae" in index else None,
         }
     except KeyError as error:
         raise UserError(

@@ -5,9 +5,18 @@ has seed i of the job, whatever the batch, the shard, or the machine; a killed j
 stood.
 """
 
-__all__ = ["evaluate", "generate", "parse_seeds", "parse_shard"]
+__all__ = [
+    "carry_out",
+    "described",
+    "evaluate",
+    "generate",
+    "parse_seeds",
+    "parse_shard",
+    "save_picture",
+    "tiles",
+]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 import json
 from pathlib import Path
@@ -107,26 +116,87 @@ def generate(
     """
 
     # What cannot be sampled is refused before anything is written; prompts are not the sampler's.
+    pipeline.check_noise()
     pipeline.build(**{k: v for k, v in options.items() if k not in ("prompt", "conditions")})
     each = {k: options.pop(k) for k in TEXTS if isinstance(options.get(k), list | tuple)}
-    i, n = shard
-    suffix = "" if n == 1 else f"-{i}-of-{n}"
-    file = output / f"meta{suffix}.json"
-    indices = list(range(i, len(seeds), n))
-    images = len(pipeline.shape) == 3
     made = [
         {
-            **({"file": _name(k)} if images else {}),
-            "seed": int(seeds[k]),
+            "seed": int(seed),
             "label": None if label is None else int(label[k]),
             **{name: texts[k] for name, texts in each.items()},
         }
-        for k in indices
+        for k, seed in enumerate(seeds)
     ]
+
+    def draw(todo: list[int]) -> Iterator[Samples]:
+        part = None if label is None else label[todo]
+        texts = {name: [given[k] for k in todo] for name, given in each.items()}
+        own = [seeds[k] for k in todo]
+        yield from pipeline.batches(own, part, batch_size=batch_size, **options, **texts)
+
+    return carry_out(
+        pipeline,
+        output,
+        made,
+        draw,
+        described(pipeline, options),
+        shard=shard,
+        overwrite=overwrite,
+        resume=resume,
+        record=record,
+        report=report,
+        picture=lambda suffix, indices, x: _picture(output, suffix, indices, x, label),
+    )
+
+
+def carry_out(
+    pipeline: Pipeline,
+    output: Path,
+    made: Sequence[dict[str, Any]],
+    draw: Callable[[list[int]], Iterator[Samples]],
+    sampler: dict[str, Any],
+    *,
+    shard: tuple[int, int],
+    overwrite: bool,
+    resume: bool,
+    record: dict[str, Any] | None,
+    report: Report | None,
+    picture: Callable[[str, list[int], Tensor | None], None],
+) -> dict[str, Any]:
+    """Does what every job does: claims a folder, leaves out what is there, writes, records.
+
+    Args:
+        pipeline: The pipeline.
+        output: The folder.
+        made: What the record says about each sample.
+        draw: Makes the samples of some numbers, batch by batch.
+        sampler: What the record says about the sampler.
+        shard: The part of the work to do, and the number of parts.
+        overwrite: Whether a job that is there already is thrown away.
+        resume: Whether a job with the same settings that is there already is gone on with.
+        record: What else the record should say.
+        report: Called with the numbers of samples done and to do.
+        picture: Draws the end: called with the suffix of the files, the numbers, and the vectors
+            if samples are vectors.
+
+    Returns:
+        The record.
+
+    Raises:
+        UserError: If the folder is taken, or cannot be written.
+    """
+
+    i, n = shard
+    suffix = "" if n == 1 else f"-{i}-of-{n}"
+    file = output / f"meta{suffix}.json"
+    indices = list(range(i, len(made), n))
+    images = len(pipeline.shape) == 3
     settings = {
-        "sampler": _described(pipeline, options),
+        "sampler": sampler,
         "shard": [i, n],
-        "images" if images else "vectors": made,
+        "images" if images else "vectors": [
+            {**({"file": _name(k)} if images else {}), **made[k]} for k in indices
+        ],
         **(record or {}),
     }
     command = settings.pop("command", None)
@@ -148,19 +218,21 @@ def generate(
     clock = time.perf_counter()
     kept: list[Tensor] = []
     nfe = None
-    part = None if label is None else label[todo]
-    options |= {name: [texts[k] for k in todo] for name, texts in each.items()}
 
-    for batch in pipeline.batches(
-        [seeds[k] for k in todo], part, batch_size=batch_size, **options
-    ):
+    for batch in draw(todo):
         nfe = batch.nfe
         kept = _store(output, batch, todo, kept, images)
         if report is not None:
             report(len(done) + sum(map(len, kept)), len(indices))
 
     seconds = time.perf_counter() - clock
-    _picture(output, suffix, indices, kept, images, label)
+    vectors = None if images else (torch.cat(kept) if kept else torch.empty(0, 2))
+
+    if vectors is not None:
+        with writing(output / f"samples{suffix}.npy") as part, part.open("wb") as stream:
+            np.save(stream, vectors.numpy())
+
+    picture(suffix, indices, vectors)
     meta |= {
         "nfe": nfe,
         "seconds": round(seconds, 3),
@@ -190,7 +262,7 @@ def _json(record: dict[str, Any]) -> str:
     return text + "\n}\n"
 
 
-def _described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
+def described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
     """The sampler's options as JSON values."""
 
     known = {k: v for k, v in options.items() if v is not None and k != "schedule"}
@@ -257,33 +329,30 @@ def _store(
     return [*kept, batch.x[:, :0]]
 
 
+def tiles(output: Path, indices: Sequence[int]) -> Tensor:
+    """The images of a job with these numbers, in uint8 with shape (n, C, H, W)."""
+
+    read = [np.atleast_3d(np.asarray(Image.open(output / _name(k)))) for k in indices]
+    return torch.from_numpy(np.stack(read)).permute(0, 3, 1, 2)
+
+
+def save_picture(file: Path, picture: Image.Image) -> None:
+    """Writes a picture, whole or not at all."""
+
+    with writing(file) as part:
+        picture.save(part, format="png")
+
+
 def _picture(
-    output: Path,
-    suffix: str,
-    indices: list[int],
-    kept: list[Tensor],
-    images: bool,
-    label: Tensor | None,
+    output: Path, suffix: str, indices: list[int], x: Tensor | None, label: Tensor | None
 ) -> None:
-    """The grid of the first images, or the vectors and their cloud."""
+    """The grid of the first images, or the cloud of the vectors."""
 
-    if images:
-        tiles = [np.atleast_3d(np.asarray(Image.open(output / _name(k)))) for k in indices[:100]]
-        picture = (
-            viz.grid_of(torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2)) if tiles else None
-        )
-        name = f"grid{suffix}.png"
-    else:
-        x = torch.cat(kept) if kept else torch.empty(0, 2)
-        with writing(output / f"samples{suffix}.npy") as part, part.open("wb") as stream:
-            np.save(stream, x.numpy())
+    if x is None and indices:
+        save_picture(output / f"grid{suffix}.png", viz.grid_of(tiles(output, indices[:100])))
+    elif x is not None and x.shape[1] > 1 and len(x):
         colours = None if label is None else label[indices]
-        picture = viz.cloud(x, colours) if x.shape[1] > 1 and len(x) else None
-        name = f"cloud{suffix}.png"
-
-    if picture is not None:
-        with writing(output / name) as part:
-            picture.save(part, format="png")
+        save_picture(output / f"cloud{suffix}.png", viz.cloud(x, colours))
 
 
 def evaluate(

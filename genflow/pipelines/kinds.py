@@ -18,17 +18,23 @@ karras   ``sigma_data``                       `Karras`                ¼ log σ
 Level i of N, which diffusers calls timestep i, is our time :math:`t = (i + 1)/N`. The shift of a
 flow model changes neither path nor clock: it says where a sampler should spend its steps and
 becomes the default spacing of the grid.
+
+Many code bases train flows with noise at 0 and data at 1. A network of theirs, read by our clock,
+draws nonsense without any error, so such a clock is never guessed: it is refused where a config
+admits to it (``invert_sigmas``), and taken where the caller names it (``reverse``). Behind the
+door there is one clock.
 """
 
 __all__ = ["KINDS", "Kind", "discrete_path", "kind_of"]
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 from typing import Any
 
 from genflow.errors import UserError
 from genflow.models import Discrete, Karras, Path, Rectified
+from genflow.models.predictions import TURNED
 from genflow.pipelines.scheduler_config import PREDICTION_TYPES, read_path
 
 Config = Mapping[str, Any]
@@ -149,27 +155,46 @@ KINDS = (
 )
 """The kinds of networks, each a row; the first that fits a config is its kind."""
 
-_FOREIGN = {"timestep_type": "continuous", "invert_sigmas": True}
 
-
-def kind_of(config: Config) -> Kind:
+def kind_of(config: Config, *, reverse: bool = False) -> Kind:
     """The row of a config.
 
+    Args:
+        config: The config of a scheduler.
+        reverse: Whether the network was trained with noise at 0 and data at 1.
+
     Raises:
-        UserError: If no row fits, or the config says what no row means.
+        UserError: If no row fits, the config says what no row means, or its clock runs the other
+            way and the caller does not say so.
     """
 
-    for key, value in _FOREIGN.items():
-        if config.get(key) == value:
-            raise UserError(
-                f"the scheduler has {key} {value!r}: networks of that kind are unknown."
-            )
+    if config.get("timestep_type") == "continuous":
+        raise UserError(
+            "the scheduler has timestep_type 'continuous': networks of that kind are unknown."
+        )
+    if config.get("invert_sigmas") and not reverse:
+        raise UserError(
+            "the scheduler has invert_sigmas True: the clock of the network runs from noise at 0 "
+            "to data at 1, say reverse=True to import it as such."
+        )
 
     for kind in KINDS:
         if kind.fits(config):
-            return kind
+            return _turned(kind) if reverse else kind
 
     raise UserError(
         "the scheduler's config says nothing about the network: beta_schedule or trained_betas "
         "(diffusion), shift (flow) or sigma_data (EDM) is needed."
     )
+
+
+def _turned(kind: Kind) -> Kind:
+    """The row of networks that were trained with noise at 0."""
+
+    if kind.clock not in TURNED:
+        raise UserError(
+            "reverse is True, but the scheduler's config is not that of a flow: leave it out."
+        )
+
+    predictions = {name: TURNED[ours] for name, ours in kind.predictions.items()}
+    return replace(kind, clock=TURNED[kind.clock], predictions=predictions)

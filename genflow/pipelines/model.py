@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from genflow.errors import UserError
-from genflow.models import Clipped, Denoiser, Guided, Preconditioned
+from genflow.models import Clipped, Denoiser, Guided, Preconditioned, Rectified
 from genflow.pipelines.codecs import Codec
 from genflow.pipelines.conditions import Prompt, Prompts, numbered, rows
 from genflow.solvers import Adaptive, Sampler, SolverSchedule, build
@@ -39,6 +39,11 @@ class Model:
         condition: From prompts to named conditions; None if nothing is drawn from text.
         spacing: Options of the grid of times that hold unless a call gives others, as in
             ``{"shift": 3.0}``.
+        source: What states at t = 1 are, in a few words, if they are data: the flow then leads
+            from those data to samples. None if they are noise.
+
+    Raises:
+        UserError: If there is a source, and the path is not `Rectified`.
     """
 
     denoiser: Preconditioned
@@ -51,6 +56,27 @@ class Model:
     codec: Codec | None = None
     condition: Prompts | None = None
     spacing: dict[str, Any] = field(default_factory=dict)
+    source: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.source is not None and not isinstance(self.denoiser.path, Rectified):
+            raise UserError(
+                f"source is '{self.source}' and the path is {self.denoiser.path}: a flow between "
+                "two data sets needs the straight path (RectifiedFlow)."
+            )
+
+    def check_noise(self) -> None:
+        """Refuses a flow that does not start from noise, where seeds are all there is.
+
+        Raises:
+            UserError: If there is a source.
+        """
+
+        if self.source is not None:
+            raise UserError(
+                f"this pipeline does not start from noise, but from data ({self.source}): give it "
+                "some, as in pipe.translate(x)."
+            )
 
     @property
     def classes(self) -> int | None:

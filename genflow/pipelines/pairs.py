@@ -3,12 +3,13 @@ r"""Makes pairs of noise and samples: what reflow and distillation learn from.
 Pair i starts from the noise of seed :math:`s + i` and ends where a sampler takes it, by default a
 solution of the ODE to a tolerance. Work is cut into shards; each is a file that is whole or
 absent, so a killed job goes on where it stood, and several processes share it by taking every
-n-th shard.
+n-th shard. Of a flow on latents the pairs are latents.
 """
 
 __all__ = ["fingerprint", "make_pairs"]
 
 from collections.abc import Callable
+from dataclasses import replace
 import hashlib
 import json
 from pathlib import Path
@@ -17,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from genflow.data.pairs import Manifest, label_file, shard_file
+from genflow.data.pairs import Manifest
 from genflow.data.pixels import to_uint8
+from genflow.data.shards import claim, save_shard, shard_file
 from genflow.errors import UserError
-from genflow.files import write_text, writing
 from genflow.models import path_to_dict
 from genflow.pipelines.pipeline import Pipeline
 
@@ -88,20 +89,24 @@ def make_pairs(
     for name, value in (("n", n), ("shard_size", shard_size)):
         if value < 1:
             raise UserError(f"{name} is {value}: it must be 1 or more.")
-    if pipe.condition is not None or pipe.codec is not None:
+    if pipe.condition is not None:
         raise UserError(
-            "pairs are made from pipelines of genflow's own networks: this one draws from text or "
-            "on latents."
+            "pairs are made from pipelines of genflow's own networks: this one draws from text."
         )
 
+    latents, pipe = pipe.codec is not None, replace(pipe, codec=None)
     images = len(pipe.shape) == 3
     dtype = dtype or ("float16" if images else "float32")
 
-    if dtype == "uint8" and not images:
-        raise UserError("dtype is 'uint8', but samples are vectors: take float32.")
+    if dtype == "uint8" and (latents or not images):
+        raise UserError(
+            f"dtype is 'uint8', but samples are {'latents' if latents else 'vectors'}: take "
+            f"{'float16' if latents else 'float32'}."
+        )
     if options.get("sampler") is None and options.get("schedule") is None:
         options["sampler"] = "dopri5"
 
+    pipe.check_noise()
     pipe.build(**options)  # what cannot be sampled is refused before anything is written
     manifest = Manifest(
         n=n,
@@ -114,7 +119,7 @@ def make_pairs(
         class_names=pipe.class_names,
         teacher={"fingerprint": fingerprint(pipe), **_plain(options)},
     )
-    _claim(folder, manifest, resume)
+    claim(folder, manifest, resume=resume, cure="teacher and settings")
 
     mine = range(shard[0], manifest.shards, shard[1])
     total = sum(len(manifest.rows(k)) for k in mine)
@@ -140,36 +145,6 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
     return json.loads(json.dumps(kept))
 
 
-def _claim(folder: Path, manifest: Manifest, resume: bool) -> None:
-    """Writes the manifest, or compares with the one that is there."""
-
-    file = folder / "manifest.json"
-
-    if not file.exists():
-        if folder.exists() and any(folder.iterdir()):
-            raise UserError(
-                f"'{folder}' is not empty and holds no store of pairs: give another folder."
-            )
-        write_text(file, manifest.to_json())
-        return
-
-    before = json.loads(Manifest.load(folder).to_json())
-    after = json.loads(manifest.to_json())
-    changed = [k for k, v in after.items() if before.get(k) != v]
-
-    if changed:
-        k = changed[0]
-        old, new = (str(r.get(k))[:60] for r in (before, after))
-        raise UserError(
-            f"'{folder}' holds pairs of another job ({k} is {old}, not {new}): give another "
-            "folder, or the same teacher and settings."
-        )
-    if not resume:
-        raise UserError(
-            f"'{folder}' holds these pairs already: say resume, or give another folder."
-        )
-
-
 def _write(
     pipe: Pipeline,
     folder: Path,
@@ -181,7 +156,7 @@ def _write(
     report: Callable[[int, int], None] | None,
     options: dict[str, Any],
 ) -> None:
-    """Draws one shard and writes it: the labels first, since the data are the mark."""
+    """Draws one shard and writes it."""
 
     rows = manifest.rows(k)
     seeds = [manifest.seed + i for i in rows]
@@ -200,11 +175,4 @@ def _write(
         if report is not None:
             report(done + sum(map(len, parts)), total)
 
-    if label is not None:
-        _save(label_file(folder, k), label.numpy().astype(np.int32))
-    _save(shard_file(folder, k), np.concatenate(parts))
-
-
-def _save(file: Path, array: np.ndarray) -> None:
-    with writing(file) as part, part.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+    save_shard(folder, k, np.concatenate(parts), label)

@@ -7,6 +7,7 @@ schedule. It is saved in the folder layout of diffusers, as JSON and safetensors
     net/config.json                             the network, readable by diffusers
     net/diffusion_pytorch_model.safetensors     its weights
     schedule.json                               the default schedule
+    vae/                                        the codec, if there is one
 
 Nothing that is loaded is unpickled. Stock pipelines of diffusers are read too, through
 `genflow.pipelines.adapters`; those that draw from text have two parts more, which stand before and
@@ -19,7 +20,7 @@ how the work was shared out.
 __all__ = ["Pipeline"]
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import os
 import secrets
 from typing import Any
@@ -27,6 +28,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from genflow.data.pixels import to_float
 from genflow.errors import UserError
 from genflow.pipelines.conditions import Prompt, asked, part
 from genflow.pipelines.folders import locate, read, read_index, write
@@ -97,9 +99,7 @@ class Pipeline(Model):
         labels = self.labels(label, len(seeds))
         options |= {"prompt": prompt, "batch_size": batch_size}
         batches = list(self.batches(seeds, labels, **options))
-        x = torch.cat([b.x for b in batches]) if batches else torch.empty(0, *self.event)
-        nfe, name = (batches[0].nfe, batches[0].sampler) if batches else (0, "")
-        return Samples(x, seeds, nfe, name, labels)
+        return _joined(batches, self.event)
 
     def batches(
         self,
@@ -127,14 +127,13 @@ class Pipeline(Model):
             The samples of each batch.
         """
 
-        if batch_size < 1:
-            raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
+        self.check_noise()
+        _check_batch(batch_size)
 
         n, device = len(seeds), self.device
         shared = negative is None or isinstance(negative, str)
         sampler = self.build(negative=negative, **options) if shared else None
-        weight = next(self.denoiser.parameters())
-        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        dtype = self._dtype()
 
         for i in range(0, n, batch_size):
             batch = slice(i, i + batch_size)
@@ -155,6 +154,103 @@ class Pipeline(Model):
             y = self.decoded(sampler(x, **fresh, **cond), "none")
             yield Samples(y.cpu(), own, sampler.nfe, self._name(sampler, options), labels)
 
+    # ----------------------------------------------------------------- data at both ends
+
+    def translate(
+        self,
+        x: Tensor,
+        *,
+        reverse: bool = False,
+        label: Any = None,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Samples:
+        r"""Leads given states to samples: data of the source to the target, or noise to data.
+
+        Args:
+            x: Images in uint8 or in [−1, 1], or vectors, with shape (n, \*event).
+            reverse: Whether to go the other way round: from the target to the source, or from data
+                to the noise that they come from. With a codec, noise has no images: the result is
+                then what the codec makes of it.
+            label: Classes, as in [`labels`][genflow.pipelines.pipeline.Pipeline.labels].
+            batch_size: How many are carried at a time, 1 or more.
+            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build]; the sampler may be
+                any that starts at t = 1.
+
+        Returns:
+            The samples, without seeds. Only a sampler that solves the ODE accurately, as dopri5
+            does, comes back to where it started.
+
+        Raises:
+            UserError: If the states have another shape, or the flow cannot be turned round.
+
+        Example:
+            >>> pipe.translate(photographs, sampler="heun", steps=10).images[0].show()
+        """
+
+        return _joined(
+            [
+                *self.translations(
+                    x,
+                    self.labels(label, len(x)),
+                    reverse=reverse,
+                    batch_size=batch_size,
+                    **options,
+                )
+            ],
+            self.event,
+        )
+
+    def translations(
+        self,
+        x: Tensor,
+        label: Tensor | None = None,
+        *,
+        reverse: bool = False,
+        batch_size: int = 256,
+        **options: Any,
+    ) -> Iterator[Samples]:
+        r"""Translates batch by batch; see `translate`.
+
+        Args:
+            x: Images in uint8 or in [−1, 1], or vectors, with shape (n, \*event).
+            label: The class of each, with shape (n), or None.
+            reverse: Whether to go the other way round.
+            batch_size: How many are carried at a time, 1 or more.
+            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+
+        Yields:
+            The samples of each batch.
+        """
+
+        _check_batch(batch_size)
+
+        if tuple(x.shape[1:]) != tuple(self.event):
+            raise UserError(
+                f"x has samples of shape {tuple(x.shape[1:])}, but this pipeline carries "
+                f"{tuple(self.event)}: resize or convert them."
+            )
+
+        pipe = replace(self, denoiser=self.denoiser.turned()) if reverse else self
+        sampler = pipe.build(**options)
+
+        for i in range(0, len(x), batch_size):
+            part = x[i : i + batch_size].to(self.device)
+            state = (to_float(part) if part.dtype == torch.uint8 else part).to(self._dtype())
+            labels = None if label is None else label[i : i + batch_size]
+            if self.codec is not None:
+                with torch.no_grad():
+                    state = self.codec.encode(state)
+            cond = self.conditions(len(state), label=labels)
+            y = self.decoded(sampler(state, **cond), "none")
+            yield Samples(y.cpu(), [], sampler.nfe, self._name(sampler, options), labels)
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype of states."""
+
+        weight = next(self.denoiser.parameters())
+        return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
     def _name(self, sampler: Sampler | Adaptive, options: Mapping[str, Any]) -> str:
         kept = getattr(sampler, "schedule", None) in (self.schedule, options.get("schedule"))
         asked = options.get("sampler") or (options.get("steps") and self.sampler)
@@ -170,7 +266,7 @@ class Pipeline(Model):
             overwrite: Whether a pipeline that is there already is replaced.
 
         Raises:
-            UserError: If the pipeline has text encoders or a codec (diffusers saves those), the
+            UserError: If the pipeline was adapted from one of diffusers (which saves it), the
                 folder exists and is not to be overwritten, or writing fails.
         """
 
@@ -183,6 +279,7 @@ class Pipeline(Model):
         *,
         device: str | torch.device | None = None,
         size: tuple[int, int] | None = None,
+        reverse: bool = False,
     ) -> "Pipeline":
         """Loads a pipeline: one of genflow, or a stock one of diffusers.
 
@@ -191,6 +288,8 @@ class Pipeline(Model):
             device: Where the networks go.
             size: The height and the width in pixels of what a stock pipeline draws; its own if
                 None.
+            reverse: Whether a stock pipeline is a flow that was trained with noise at 0 and data
+                at 1; pipelines of genflow say so themselves.
 
         Returns:
             The pipeline, in evaluation mode.
@@ -205,13 +304,34 @@ class Pipeline(Model):
         if index.get("_library") != "genflow":
             from genflow.pipelines.adapters import adapt, load
 
-            pipe = adapt(load(folder, index), size=size)
-        elif size is not None:
+            pipe = adapt(load(folder, index), size=size, reverse=reverse)
+        elif size is not None or reverse:
+            told = f"size is {size}" if size is not None else "reverse is True"
             raise UserError(
-                f"size is {size}, but '{name}' is a pipeline of genflow, whose size is its own: "
+                f"{told}, but '{name}' is a pipeline of genflow: size and clock are its own, "
                 "leave it out."
             )
         else:
             pipe = cls(**read(folder, index))
 
         return pipe.to(device) if device is not None else pipe
+
+
+def _check_batch(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
+
+
+def _joined(batches: Sequence[Samples], event: Sequence[int]) -> Samples:
+    """The samples of all batches."""
+
+    if not batches:
+        return Samples(torch.empty(0, *event), [], 0, "")
+
+    labels = [b.label for b in batches if b.label is not None]
+    return replace(
+        batches[0],
+        x=torch.cat([b.x for b in batches]),
+        seeds=[s for b in batches for s in b.seeds],
+        label=torch.cat(labels) if labels else None,
+    )

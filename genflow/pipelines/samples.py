@@ -16,7 +16,7 @@ class Samples:
 
     Attributes:
         x: The samples in the range of the data, with shape (n, \*event), on the CPU.
-        seeds: The seed of each.
+        seeds: The seed of each; empty if they were made of given states.
         nfe: The number of calls of the denoiser for one sample.
         sampler: The name of the sampler, or ``"schedule"``.
         label: The class of each, with shape (n), or None.

@@ -25,6 +25,7 @@ from lightning.pytorch.loggers import CSVLogger
 
 from genflow.data.base import DataModule
 from genflow.data.pairs import Pairs
+from genflow.data.translation import Translation
 from genflow.errors import UserError
 from genflow.models import Preconditioned, Rectified
 from genflow.pipelines import Pipeline
@@ -43,6 +44,7 @@ from genflow.training import (
     TimeLaw,
     UShaped,
 )
+from genflow.training.checkpoints import set_aside
 
 Report = Callable[[str, int, int], None]
 """Called with the stage, and what is done and to do of it."""
@@ -85,7 +87,8 @@ def reflow(
             ``dtype``, ``shard_size``.
         online: Data whose classes are asked for, to draw pairs in every step instead of storing
             them; ``pair_options`` then name a sampler and its steps, ten steps of Heun's method by
-            default.
+            default. A flow between two data sets needs it, and a `Translation`, whose source the
+            pairs start from.
         trainer: Further arguments of Lightning's trainer.
         report: Called with "pairs" and numbers, while pairs are made.
 
@@ -113,6 +116,12 @@ def reflow(
         make_pairs(pipe, folder / "pairs", pairs, seed=seed, report=tell, **options)
         data = Pairs(folder / "pairs", batch_size=batch_size, seed=seed)
     else:
+        if (pipe.source is None) == isinstance(online, Translation):
+            raise UserError(
+                f"the pipeline starts from {pipe.source or 'noise'} and the online data from "
+                f"{online.origin or 'noise'}: give a Translation for a flow between data sets, "
+                "and plain data for one from noise."
+            )
         if tuple(online.shape) != tuple(pipe.shape):
             raise UserError(
                 f"online data have shape {tuple(online.shape)} and the pipeline "
@@ -208,6 +217,7 @@ def _fit(
             **options,
         }
     )
+    set_aside(folder / "metrics.csv")
     trainer.fit(module, data, ckpt_path=last if last.exists() else None)
 
 
@@ -228,6 +238,8 @@ def _successor(
         sampler="euler",
         steps=1,
         class_names=pipe.class_names,
+        source=pipe.source,
+        codec=pipe.codec,
         card={**pipe.card, "rectified": rounds, "training_steps": steps, "pairs": kept},
     )
     average = next(c for c in module.trainer.callbacks if isinstance(c, EMA))

@@ -33,6 +33,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 
+from genflow.data.checks import wrong_ends
 from genflow.data.stream import seed_words
 from genflow.errors import UserError
 from genflow.models import Preconditioned, path_to_dict
@@ -40,7 +41,6 @@ from genflow.training.checks import (
     check_options,
     diverged,
     wrong_classes,
-    wrong_ends,
     wrong_shape,
     wrong_weights,
 )

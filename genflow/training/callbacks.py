@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
-from genflow.data import to_uint8
+from genflow.data import Translation, to_uint8
 from genflow.errors import UserError
 from genflow.files import writing
 from genflow.models import Guided
@@ -48,7 +48,8 @@ class SampleGrid(Callback):
 
     Image i starts from the noise of seed i and, with classes, has the label i mod classes; so the
     grids of a run show the same images as they improve. They are drawn from the averaged weights
-    if the run has an `EMA`. The last grid is drawn when training ends.
+    if the run has an `EMA`. The last grid is drawn when training ends. Where the data are a
+    `Translation`, images start from examples of the source, and stand beside them.
 
     Args:
         every: Steps between two grids, 1 or more.
@@ -137,8 +138,11 @@ class SampleGrid(Callback):
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
         held = nullcontext() if ema is None else ema.average(pl_module)
 
+        data = getattr(trainer, "datamodule", None)
+        begun = data.starts(self.n // 2 or 1) if isinstance(data, Translation) else None
+
         with held, _resting(pl_module.net), trainer.precision_plugin.forward_context():
-            grid = self.grid(pl_module)
+            grid = self.grid(pl_module, begun)
 
         self._write(grid, self._folder / f"step-{step:09d}.png")
 
@@ -147,32 +151,43 @@ class SampleGrid(Callback):
                 logger.experiment.add_image("samples", grid, step)
 
     @torch.no_grad()
-    def grid(self, module: LightningModule) -> Tensor:
+    def grid(self, module: LightningModule, begun: Tensor | None = None) -> Tensor:
         """Samples of a module with the weights that it holds.
 
         Args:
             module: A module with a denoiser and a network.
+            begun: States to start from instead of noise, with shape (m, C, H, W); each is shown
+                beside what becomes of it.
 
         Returns:
             One picture in uint8 with shape (3, H, W).
         """
 
         denoiser, classes, cond = module.denoiser, module.net.classes, {}
+        n = self.n if begun is None else len(begun)
 
         if classes is not None:
-            cond["label"] = torch.arange(self.n, device=module.device) % classes
+            cond["label"] = torch.arange(n, device=module.device) % classes
         if self.guidance is not None:
             denoiser = Guided(denoiser, self.guidance, null={"label": classes})
 
         sampler = build(self.sampler, denoiser, self.steps)
-        sources = [torch.Generator().manual_seed(i) for i in range(self.n)]
-        shape = (self.n, *module.net.shape)
-        start = sampler.init(shape, generator=sources, device=module.device)
-        x = to_uint8(sampler(start, generator=sources, **cond)).cpu()
+        sources = [torch.Generator().manual_seed(i) for i in range(n)]
 
-        scale = max(1, 32 // min(shape[2:]))
+        if begun is None:
+            shape = (n, *module.net.shape)
+            start = sampler.init(shape, generator=sources, device=module.device)
+        else:
+            start = begun.to(module.device)
+
+        x = sampler(start, generator=sources, **cond)
+        x = x if begun is None else torch.stack([start, x], 1).flatten(0, 1)
+        x = to_uint8(x).cpu()
+        scale = max(1, 32 // min(x.shape[2:]))
         x = x.repeat_interleave(scale, 2).repeat_interleave(scale, 3)
-        return make_grid(x, nrow=math.ceil(math.sqrt(self.n)), pad_value=128)
+        columns = math.ceil(math.sqrt(len(x)))
+        columns += columns % 2 if begun is not None else 0
+        return make_grid(x, nrow=columns, pad_value=128)
 
     @staticmethod
     def _write(grid: Tensor, path: Path) -> None:

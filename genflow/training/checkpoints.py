@@ -13,22 +13,34 @@ Nothing is unpickled that is not a tensor or a plain value: every file is read w
     genflow               path, prediction, clock and the network's config, as plain values
 """
 
-__all__ = ["Checkpoint", "SafeCheckpoint", "SafeIO", "ema_weights", "read_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "SafeCheckpoint",
+    "SafeIO",
+    "begin_with",
+    "ema_weights",
+    "read_checkpoint",
+    "set_aside",
+]
 
 from dataclasses import dataclass
 import os
+from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genflow.errors import UserError
 from genflow.files import writing
 from genflow.training.base import PREFIX
+from genflow.training.checks import wrong_weights
 
 UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError)
 
@@ -199,3 +211,49 @@ def ema_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         )
 
     return average
+
+
+def begin_with(net: nn.Module, source: str | os.PathLike[str]) -> None:
+    """Gives a network the weights of another run of the same network, to go on from.
+
+    Args:
+        net: The network; its weights are replaced.
+        source: A ``.ckpt`` file, whose averaged weights are taken if it has any, or a saved
+            pipeline of genflow.
+
+    Raises:
+        UserError: If there is nothing to read, or it is of another network.
+    """
+
+    folder = Path(source)
+
+    if folder.is_dir():
+        file = folder / "net" / "diffusion_pytorch_model.safetensors"
+        try:
+            theirs = {f"model.{k}": v for k, v in load_file(file).items()}
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"init is '{source}', which is no pipeline of genflow ({error}): give one, or a "
+                ".ckpt file."
+            ) from None
+    else:
+        read = read_checkpoint(source)
+        theirs = read.average or read.raw
+
+    error = wrong_weights(net.state_dict(), theirs, f"init '{source}'")
+
+    if error is not None:
+        raise error
+
+    net.load_state_dict(theirs)
+
+
+def set_aside(log: Path) -> None:
+    """Keeps the log of a run that is gone on with, since a logger begins a new one.
+
+    ``metrics.csv`` becomes ``metrics-000.csv``, and so on.
+    """
+
+    if log.exists():
+        k = len(list(log.parent.glob(f"{log.stem}-*{log.suffix}")))
+        log.rename(log.with_name(f"{log.stem}-{k:03d}{log.suffix}"))

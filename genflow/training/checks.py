@@ -5,7 +5,6 @@ __all__ = [
     "check_options",
     "diverged",
     "wrong_classes",
-    "wrong_ends",
     "wrong_shape",
     "wrong_weights",
 ]
@@ -51,15 +50,6 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("warmup", "seed"):
         if options[name] < 0:
             raise UserError(f"{name} is {options[name]}: it must be a whole number of 0 or more.")
-
-
-def wrong_ends(source: tuple[int, ...], target: tuple[int, ...]) -> UserError:
-    """The error about a source that is shaped unlike its target."""
-
-    return UserError(
-        f"the source has samples of shape {source} and the target of shape {target}: a flow leads "
-        "between samples of one shape, resize or convert one of the two."
-    )
 
 
 def wrong_shape(data: tuple[int, ...], net: tuple[int, ...]) -> UserError:

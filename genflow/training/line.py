@@ -26,11 +26,14 @@ from genflow.data.base import DataModule
 from genflow.errors import UserError
 from genflow.training.base import GenerativeModule
 from genflow.training.callbacks import LossGuard, SampleGrid
-from genflow.training.checkpoints import SafeCheckpoint, SafeIO
+from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
 
 # A config may name these classes without their modules, once they are imported.
-NAMED = ("genflow.data.images", "genflow.data.toy", "genflow.nn", "genflow.training")
+NAMED = (
+    *(f"genflow.data.{n}" for n in ("images", "toy", "given", "domains", "translation", "pairs")),
+    *("genflow.data.latents", "genflow.nn", "genflow.training"),
+)
 
 TRAINER = {
     "accelerator": "auto",
@@ -58,6 +61,12 @@ class TrainingLine(LightningCLI):
         )
         parser.add_argument(
             "--overwrite", type=bool, default=False, help="Throw away a run that is there already."
+        )
+        parser.add_argument(
+            "--init",
+            type=str | None,
+            default=None,
+            help="Begin with the weights of a saved pipeline, or the averaged ones of a .ckpt.",
         )
         parser.add_argument(
             "--sampler", type=str, default="dpmpp-2m", help="The pipeline's default sampler."
@@ -124,9 +133,7 @@ def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
         return None
 
     if resume:
-        if log.exists():
-            k = len(list(run.glob("metrics-*.csv")))
-            log.rename(run / f"metrics-{k:03d}.csv")
+        set_aside(log)
         return last if last.exists() else None
 
     if overwrite:
@@ -183,10 +190,13 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
         raise _meant(error) from None
 
     config = line.config
-    if len(getattr(line.model.net, "shape", ())) != 3:  # vectors have no grid
+    shape = getattr(line.model.net, "shape", ())
+    if len(shape) != 3 or shape[0] not in (1, 3):  # neither vectors nor latents have a grid
         callbacks = line.trainer.callbacks
         line.trainer.callbacks = [c for c in callbacks if not isinstance(c, SampleGrid)]
     checkpoint = _claim(Path(config.run), config.resume, config.overwrite)
+    if config.init is not None and checkpoint is None:
+        begin_with(line.model.net, config.init)
     line.trainer.fit(line.model, line.datamodule, ckpt_path=checkpoint)
 
     return line.model, line.datamodule, line.trainer, config

@@ -55,6 +55,7 @@ def target(prediction, path, x, z, t, sigma_data=0.5):
         "noise": z,
         "v": alpha * z - sigma * x,
         "flow": alpha_dot * x + sigma_dot * z,
+        "reverse-flow": -alpha_dot * x - sigma_dot * z,
         "karras": (x - skip * (x + s * z)) / out,
     }[prediction]
 

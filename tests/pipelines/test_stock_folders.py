@@ -82,10 +82,18 @@ def test_what_genflow_exports_comes_back(tmp_path):
 
 
 def test_parts_that_genflow_does_not_save(folders, tmp_path):
-    for name in ("DiTPipeline", "StableDiffusionPipeline"):
-        pipe = Pipeline.from_pretrained(folders(name))
-        refused("call save_pretrained of the stock pipeline", pipe.save, tmp_path / "p")
+    pipe = Pipeline.from_pretrained(folders("StableDiffusionPipeline"))
+    refused("call save_pretrained of the stock pipeline", pipe.save, tmp_path / "p")
     assert not (tmp_path / "p").exists()
+
+
+def test_an_adapted_dit_is_saved_with_its_autoencoder(folders, tmp_path):
+    pipe = Pipeline.from_pretrained(folders("DiTPipeline"))
+    pipe.save(tmp_path / "p")
+    again = Pipeline.from_pretrained(tmp_path / "p")
+    options = {"seed": 0, "steps": 2, "label": [1, 7]}
+    assert again.event == pipe.event == (3, 16, 16)
+    assert torch.equal(pipe(2, **options).x, again(2, **options).x)
 
 
 def test_hub_ids_are_snapshots(folders, tmp_path, monkeypatch):
