@@ -18,6 +18,7 @@ import sys
 from genflow.commands import schedule
 from genflow.commands.evaluate import evaluate
 from genflow.commands.generate import generate
+from genflow.commands.suggest import suggest_d
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
 from genflow.errors import UserError, nearest
@@ -43,6 +44,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "generate": generate,
     "evaluate": evaluate,
     "samplers": schedule.samplers,
+    "suggest-d": suggest_d,
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
 """The commands by name."""
