@@ -21,6 +21,7 @@ from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
 from genflow.commands.flows import distill, pairs, reflow
 from genflow.commands.generate import generate
+from genflow.commands.suggest import suggest_d
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
 from genflow.errors import UserError, nearest
@@ -53,6 +54,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "flow-report": flow_report,
     "likelihood": likelihood,
     "samplers": schedule.samplers,
+    "suggest-d": suggest_d,
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
 """The commands by name."""

@@ -12,6 +12,7 @@ that notes its path, or a JSON file that holds a path's record.
 __all__ = ["VERBS", "compare", "convert", "make", "samplers", "show", "table"]
 
 from collections.abc import Callable
+import math
 import os
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
@@ -270,12 +271,13 @@ def _short(path: "Path") -> str:
 
     record = path_to_dict(path)
     name = record.pop("class")
-    record.pop("D", None)
+    D = float(record.pop("D", "inf"))
 
     if any(isinstance(v, list) for v in record.values()):
         return f"{name}({len(path.alphas_cumprod)} levels)"
 
     usual = path_to_dict(type(path)())
+    record |= {} if math.isinf(D) else {"D": D}
     fields = ", ".join(f"{k}={v:g}" for k, v in record.items() if usual.get(k) != v)
     return f"{name}({fields})" if fields else name
 

@@ -3,8 +3,9 @@
 __all__ = ["export", "fit"]
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from genflow.errors import UserError
 
@@ -27,6 +28,11 @@ def fit(arguments: Sequence[str]) -> None:
     if not trainer.is_global_zero:
         return
 
+    card: dict[str, Any] = {"data": data.title, "training_steps": trainer.global_step}
+
+    if module.augment is not None:
+        card["augment"] = asdict(module.augment)
+
     pipe = Pipeline(
         module.denoiser,
         shape=tuple(data.shape),
@@ -35,7 +41,7 @@ def fit(arguments: Sequence[str]) -> None:
         class_names=data.class_names,
         source=data.origin,
         codec=load_codec(data.vae) if isinstance(data, Latents) else None,
-        card={"data": data.title, "training_steps": trainer.global_step},
+        card=card,
     )
     target = Path(config.run) / "pipeline"
     average = next(c for c in trainer.callbacks if isinstance(c, EMA))
@@ -54,6 +60,7 @@ def export(
     sampler: str = "dpmpp-2m",
     steps: int = 20,
     overwrite: bool = False,
+    ema_width: float | None = None,
 ) -> None:
     """Save the network of a training checkpoint as a pipeline, of genflow or of diffusers.
 
@@ -65,11 +72,19 @@ def export(
         sampler: The pipeline's default sampler.
         steps: The number of steps of the default sampler.
         overwrite: Whether a pipeline that is there already is replaced.
+        ema_width: Takes the average of this relative width, such as 0.08, from the snapshots of a
+            run that was trained with PostHocEMA.
     """
 
     from genflow.pipelines import Pipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
+    from genflow.training.posthoc import reconstruct
+
+    if ema_width is not None and (weights == "raw" or not source.endswith(".ckpt")):
+        raise UserError(
+            f"ema_width is {ema_width}: it goes with averaged weights and the .ckpt file of a run."
+        )
 
     if format == "diffusers" and not source.endswith(".ckpt"):
         pipe = Pipeline.from_pretrained(source)
@@ -77,8 +92,17 @@ def export(
         read = read_checkpoint(source)
         if read.record is None or read.record["net"] is None:
             raise UserError(f"checkpoint '{source}' does not say which network it is of.")
-        state = ema_weights(source) if weights == "average" else read.raw
         card = {"training_steps": read.step, "weights": weights}
+        if ema_width is not None:
+            snapshots = Path(source).resolve().parents[1] / "posthoc"
+            average, step, error = reconstruct(snapshots, ema_width, read.step)
+            state = read.raw | average
+            card |= {"training_steps": step, "ema_width": ema_width, "profile_error": error}
+            print(f"average: width {ema_width:g} at step {step}, profile error {error:.2%}")
+        else:
+            state = ema_weights(source) if weights == "average" else read.raw
+        if read.record.get("augment") is not None:
+            card["augment"] = read.record["augment"]
         pipe = trained(read.record, state, sampler=sampler, steps=steps, card=card)
 
     if format == "diffusers":

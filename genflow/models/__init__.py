@@ -1,6 +1,7 @@
 """What the model is: laws of noise, paths, exact mixtures, denoisers."""
 
 from genflow.models.denoisers import Denoiser, Preconditioned
+from genflow.models.empirical import Empirical
 from genflow.models.exact import Exact
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
@@ -16,6 +17,7 @@ from genflow.models.paths import (
     VariancePreserving,
 )
 from genflow.models.predictions import CLOCKS, PREDICTIONS, Regression
+from genflow.models.radius import Radius
 from genflow.models.records import path_from_dict, path_named, path_to_dict
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Cosine",
     "Denoiser",
     "Discrete",
+    "Empirical",
     "Exact",
     "Gaussian",
     "Guided",
@@ -34,6 +37,7 @@ __all__ = [
     "Noise",
     "Path",
     "Preconditioned",
+    "Radius",
     "Rectified",
     "Regression",
     "StudentT",

@@ -16,6 +16,7 @@ denoisers around denoisers.
 __all__ = ["Denoiser", "Preconditioned"]
 
 from abc import ABC, abstractmethod
+import math
 from typing import Any
 
 import torch
@@ -88,16 +89,20 @@ class Preconditioned(Denoiser):
 
     .. math:: F = \text{net}(c_{in} x_t, \text{clock}(t)), \qquad E[X|x_t] = a_t x_t + b_t F
 
-    ============ ============================================= ===========================
-    prediction   the target of F                               with
-    ============ ============================================= ===========================
-    data         :math:`x`
-    noise        :math:`z`
-    v            :math:`\alpha z - \sigma x`
-    flow         :math:`\dot\alpha x + \dot\sigma z`           z − x on `Rectified`
-    reverse-flow :math:`-\dot\alpha x - \dot\sigma z`          clocks with noise at 0
-    karras       :math:`(x - c_{skip} x_t/\alpha) / c_{out}`   EDM's σ_data, σ/α for σ
-    ============ ============================================= ===========================
+    ============= ============================================= ===========================
+    prediction    the target of F                               with
+    ============= ============================================= ===========================
+    data          :math:`x`
+    noise         :math:`z`
+    v             :math:`\alpha z - \sigma x`
+    flow          :math:`\dot\alpha x + \dot\sigma z`           z − x on `Rectified`
+    reverse-flow  :math:`-\dot\alpha x - \dot\sigma z`          clocks with noise at 0
+    karras        :math:`(x - c_{skip} x_t/\alpha) / c_{out}`   EDM's σ_data, σ/α for σ
+    karras-moment the same                                      the noise's variance for σ²
+    ============= ============================================= ===========================
+
+    The last two differ for Student-t noise alone, whose variance is :math:`\sigma^2 D/(D - 2)`:
+    the second gives the network inputs and targets of unit variance for every D above 2.
 
     The network is called in its own dtype and the answer returned in that of the state.
 
@@ -110,7 +115,8 @@ class Preconditioned(Denoiser):
         sigma_data: The standard deviation of the data, above 0; read by karras alone.
 
     Raises:
-        UserError: If a name is unknown or ``sigma_data`` is not above 0.
+        UserError: If a name is unknown, ``sigma_data`` is not above 0, or karras-moment is asked
+            of noise without a variance.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models
@@ -139,6 +145,11 @@ class Preconditioned(Denoiser):
             raise UserError(f"clock is '{clock}'{nearest(clock, CLOCKS)}")
         if not sigma_data > 0:
             raise UserError(f"sigma_data is {sigma_data}: it must be above 0 (0.5 is usual).")
+        if prediction == "karras-moment" and math.isinf(path.noise.variance):
+            raise UserError(
+                f"prediction is 'karras-moment' and noise is {path.noise}, whose variance is "
+                "infinite: take D above 2, or the prediction 'karras'."
+            )
 
         self.net = net
         self.path = path

@@ -28,7 +28,10 @@ class Exact(Denoiser):
         super().__init__()
 
         if not isinstance(path.noise, Gaussian):
-            raise UserError(f"noise is {path.noise}: the exact denoiser needs Gaussian noise.")
+            raise UserError(
+                f"noise is {path.noise}: the exact denoiser of a mixture needs Gaussian noise, "
+                "that of single points (Empirical) takes any."
+            )
 
         self.path = path
         self.mixture = mixture

@@ -98,17 +98,21 @@ def _reverse_flow(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
     )
 
 
-def _karras(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+def _karras(path: Path, t: Tensor, sigma_data: float, variance: float = 1.0) -> Coefficients:
     alpha, sigma = path(t)
-    s = sigma / alpha
-    total = s**2 + sigma_data**2
+    s, m = sigma / alpha, variance
+    total = m * s**2 + sigma_data**2
     root = total.sqrt()
     return Coefficients(
         1 / (alpha * root),
-        (sigma_data**2 / (alpha * total), s * sigma_data / root),
-        (s / (alpha * total), -sigma_data / root),
-        (s / (sigma_data * root), -sigma_data / root),
+        (sigma_data**2 / (alpha * total), m**0.5 * s * sigma_data / root),
+        (m * s / (alpha * total), -(m**0.5) * sigma_data / root),
+        (m**0.5 * s / (sigma_data * root), -sigma_data / (m**0.5 * root)),
     )
+
+
+def _karras_moment(path: Path, t: Tensor, sigma_data: float) -> Coefficients:
+    return _karras(path, t, sigma_data, path.noise.variance)
 
 
 PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
@@ -118,6 +122,7 @@ PREDICTIONS: dict[str, Callable[[Path, Tensor, float], Coefficients]] = {
     "flow": _flow,
     "reverse-flow": _reverse_flow,
     "karras": _karras,
+    "karras-moment": _karras_moment,
 }
 """The coefficient table: a row a prediction."""
 
@@ -149,6 +154,7 @@ USUAL_CLOCKS = {
     "flow": "thousand",
     "reverse-flow": "reverse-thousand",
     "karras": "log-sigma",
+    "karras-moment": "log-sigma",
 }
 
 TURNED = {

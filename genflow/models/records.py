@@ -60,10 +60,22 @@ def path_from_dict(record: dict[str, Any]) -> Path:
         if key not in allowed:
             raise UserError(f"path.{key} is no field of {name}{nearest(key, allowed)}")
 
+        if isinstance(values[key], bool) or not isinstance(values[key], (int, float, list, tuple)):
+            raise UserError(f"path.{key} is {values[key]!r}: a number is needed.")
+
     if D is not None:
-        values["noise"] = StudentT(float(D))
+        values["noise"] = StudentT(_degrees(D))
 
     return _NAMES[name](**values)
+
+
+def _degrees(D: Any) -> float:
+    """The degrees of freedom in a record, where infinity is text, as JSON has no number for it."""
+
+    try:
+        return float(D)
+    except (TypeError, ValueError):
+        raise UserError(f"path.D is {D!r}: a number above 0, or 'inf', is needed.") from None
 
 
 def path_named(text: str) -> Path:
@@ -86,7 +98,7 @@ def path_named(text: str) -> Path:
         call = ast.parse(text, mode="eval").body
         name = call.func.id if isinstance(call, ast.Call) else call.id
         given = call.keywords if isinstance(call, ast.Call) else []
-        values = {str(k.arg): ast.literal_eval(k.value) for k in given}
+        values = {str(k.arg): _literal(k.value) for k in given}
         if isinstance(call, ast.Call) and call.args:
             raise ValueError
     except (AttributeError, SyntaxError, ValueError):
@@ -101,6 +113,13 @@ def path_named(text: str) -> Path:
         return path_from_dict({"class": known.get(name.lower(), name), **values})
     except TypeError as error:
         raise UserError(f"path is '{text}': {error}; a saved pipeline names it whole.") from None
+
+
+def _literal(node: ast.expr) -> Any:
+    """A number as Python writes it, and inf."""
+
+    infinite = isinstance(node, ast.Name) and node.id == "inf"
+    return "inf" if infinite else ast.literal_eval(node)
 
 
 def _record(file: FilePath) -> dict[str, Any]:

@@ -6,13 +6,16 @@ two, and a table says how each family is called. The wrapped model stays a plain
 its weights and its config are saved and loaded by diffusers, with or without genflow.
 
 Class labels run from 0 to ``classes − 1``; the label ``classes`` means "no class", and is what a
-conditional network is given when it is trained or called without one.
+conditional network is given when it is trained or called without one. A network that is trained on
+augmented images is told how, as ``net(x, time, label, augment=a)``; without ``a`` it takes its
+image to be as it is (see `genflow.nn.labels`).
 """
 
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 
 from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
@@ -21,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+from genflow.nn.labels import AugmentedDiT, AugmentedUNet, Labels
 from genflow.nn.skips import faded
 
 
@@ -32,6 +36,7 @@ class VectorMLP(ModelMixin, ConfigMixin):
         width: The number of hidden units.
         depth: The number of residual blocks, 1 or more.
         num_class_embeds: The number of classes with the null class, or None.
+        augment: The number of features of an augmentation's label; 0 if there is none.
     """
 
     config_name = "config.json"
@@ -43,12 +48,15 @@ class VectorMLP(ModelMixin, ConfigMixin):
         width: int = 128,
         depth: int = 3,
         num_class_embeds: int | None = None,
+        augment: int = 0,
     ) -> None:
         super().__init__()
 
         self.frequencies = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.embed = TimestepEmbedding(width, width)
         self.classes = nn.Embedding(num_class_embeds, width) if num_class_embeds else None
+        if augment:
+            self.classes = Labels(self.classes, augment, width)
         self.enter = nn.Linear(features, width)
         self.blocks = nn.ModuleList(
             nn.Sequential(
@@ -88,17 +96,21 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
     "UNet2DModel": _call_unet,
     "DiTTransformer2DModel": _call_dit,
     "VectorMLP": _call_vector,
+    "AugmentedUNet": _call_unet,
+    "AugmentedDiT": _call_dit,
 }
 
 
 class Net(nn.Module):
-    r"""A model of diffusers, called as ``net(x, time, label=None)``.
+    r"""A model of diffusers, called as ``net(x, time, label=None, augment=None)``.
 
     Args:
-        model: A `UNet2DModel`, a `DiTTransformer2DModel`, or a `VectorMLP`.
+        model: A `UNet2DModel`, a `DiTTransformer2DModel`, one of their augmented kinds, or a
+            `VectorMLP`.
 
     Attributes:
         classes: The number of classes without the null class, or None.
+        augment: The number of features of an augmentation's label, 0 if it takes none.
 
     Raises:
         UserError: If the model is of another class.
@@ -120,9 +132,10 @@ class Net(nn.Module):
         self._call = _CALLS[name]
         config = model.config
         count = config.get("num_class_embeds") or (
-            config["num_embeds_ada_norm"] + 1 if name == "DiTTransformer2DModel" else None
+            config["num_embeds_ada_norm"] + 1 if "num_embeds_ada_norm" in config else None
         )
         self.classes = None if count is None else count - 1
+        self.augment = config.get("augment", 0)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,19 +156,27 @@ class Net(nn.Module):
 
         return faded(self.model, skips)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        augment: Tensor | None = None,
+    ) -> Tensor:
         r"""Calls the model.
 
         Args:
             x: The input, with shape (B, \*).
             time: What the network is told about time, with shape () or (B).
             label: Class labels, with shape (B); the null class if None and the model has classes.
+            augment: How the images were augmented, with shape (B, features); not at all if None.
 
         Returns:
             The output, with shape (B, \*).
 
         Raises:
-            UserError: If labels are given to a model without classes.
+            UserError: If labels are given to a model without classes, or augmentations to one that
+                was built without their features.
         """
 
         if self.classes is None:
@@ -164,7 +185,18 @@ class Net(nn.Module):
         elif label is None:
             label = torch.full((len(x),), self.classes, device=x.device)
 
-        return self._call(self.model, x, time, label)
+        if not self.augment:
+            if augment is not None:
+                raise UserError(
+                    "augment is given, but this network was built without its features: build it "
+                    f"with augment={augment.shape[-1]}."
+                )
+            return self._call(self.model, x, time, label)
+
+        if augment is None:
+            augment = x.new_zeros(len(x), self.augment)
+
+        return self._call(self.model, x, time, (label, augment))
 
 
 class UNet(Net):
@@ -179,6 +211,8 @@ class UNet(Net):
         classes: The number of classes, or None.
         dropout: The dropout rate, in [0, 1).
         groups: Groups of the normalisation; must divide every width.
+        augment: The number of features of an augmentation's label, 9 for `Augmentation`; 0 if the
+            network is to know nothing of augmentations.
 
     Raises:
         UserError: If the widths cannot be built.
@@ -194,6 +228,7 @@ class UNet(Net):
         classes: int | None = None,
         dropout: float = 0.0,
         groups: int = 32,
+        augment: int = 0,
     ) -> None:
         halvings = len(widths) - 1
 
@@ -211,8 +246,10 @@ class UNet(Net):
         down = ["AttnDownBlock2D" if s in attention else "DownBlock2D" for s in sides]
         up = ["AttnUpBlock2D" if s in attention else "UpBlock2D" for s in reversed(sides)]
 
+        kind = partial(AugmentedUNet, augment=augment) if augment else UNet2DModel
+
         super().__init__(
-            UNet2DModel(
+            kind(
                 sample_size=size,
                 in_channels=channels,
                 out_channels=channels,
@@ -240,6 +277,7 @@ class DiT(Net):
         depth: The number of blocks.
         classes: The number of classes.
         dropout: The dropout rate, in [0, 1).
+        augment: As in `UNet`.
     """
 
     def __init__(
@@ -252,9 +290,12 @@ class DiT(Net):
         depth: int = 12,
         classes: int = 1000,
         dropout: float = 0.0,
+        augment: int = 0,
     ) -> None:
+        kind = partial(AugmentedDiT, augment=augment) if augment else DiTTransformer2DModel
+
         super().__init__(
-            DiTTransformer2DModel(
+            kind(
                 sample_size=size,
                 in_channels=channels,
                 out_channels=channels,
@@ -276,12 +317,23 @@ class MLP(Net):
         width: The number of hidden units.
         depth: The number of residual blocks.
         classes: The number of classes, or None.
+        augment: The number of features of an augmentation's label; 0 if there is none.
     """
 
     def __init__(
-        self, features: int = 2, width: int = 128, depth: int = 3, classes: int | None = None
+        self,
+        features: int = 2,
+        width: int = 128,
+        depth: int = 3,
+        classes: int | None = None,
+        augment: int = 0,
     ) -> None:
-        count = None if classes is None else classes + 1
         super().__init__(
-            VectorMLP(features=features, width=width, depth=depth, num_class_embeds=count)
+            VectorMLP(
+                features=features,
+                width=width,
+                depth=depth,
+                num_class_embeds=None if classes is None else classes + 1,
+                augment=augment,
+            )
         )

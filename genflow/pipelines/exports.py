@@ -44,6 +44,7 @@ from genflow.errors import UserError
 from genflow.files import replacing
 from genflow.models import Discrete, Path
 from genflow.nn import Net
+from genflow.nn.labels import stock
 from genflow.pipelines.folders import make_net, recorded
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.scheduler_config import PREDICTION_TYPES
@@ -134,7 +135,7 @@ def stock_pipeline(pipeline: Pipeline) -> DDPMPipeline:
             "Discrete with 'noise', 'v' or 'data' and 'discrete' have one; keep format 'genflow'."
         )
 
-    return DDPMPipeline(net.eval(), _TWINS[key](d.path, d.prediction))
+    return DDPMPipeline(stock(net).eval(), _TWINS[key](d.path, d.prediction))
 
 
 def trained(record: Mapping[str, Any], state: Mapping[str, Tensor], **options: Any) -> Pipeline:

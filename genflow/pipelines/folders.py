@@ -32,6 +32,7 @@ from genflow.files import replacing
 from genflow.models import Preconditioned
 from genflow.models.records import path_from_dict, path_to_dict
 from genflow.nn import Net, VectorMLP
+from genflow.nn.labels import AugmentedDiT, AugmentedUNet
 from genflow.pipelines.codecs import CODECS, Codec
 from genflow.solvers import SolverSchedule, schedule_for
 from genflow.version import __version__
@@ -47,6 +48,8 @@ _MODELS = {
     "UNet2DModel": diffusers.UNet2DModel,
     "DiTTransformer2DModel": diffusers.DiTTransformer2DModel,
     "VectorMLP": VectorMLP,
+    "AugmentedUNet": AugmentedUNet,
+    "AugmentedDiT": AugmentedDiT,
 }
 
 

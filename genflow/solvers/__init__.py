@@ -7,6 +7,7 @@ from genflow.solvers.rollout import rollout
 from genflow.solvers.samplers import Sampler
 from genflow.solvers.schedules import Alteration, Corrector, SolverSchedule, Step
 from genflow.solvers.statistics import estimate
+from genflow.solvers.stress import shaken, shaken_table
 from genflow.solvers.tableau import Tableau, stack, tabulate
 
 __all__ = [
@@ -24,6 +25,8 @@ __all__ = [
     "register",
     "rollout",
     "schedule_for",
+    "shaken",
+    "shaken_table",
     "stack",
     "tabulate",
 ]

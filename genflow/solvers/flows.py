@@ -15,6 +15,7 @@ present estimate of the data, and is right only where that line is the flow.
 __all__ = ["euler_maruyama", "reinterpolate"]
 
 from collections.abc import Sequence
+import math
 import warnings
 
 import torch
@@ -43,7 +44,7 @@ def euler_maruyama(path: Path, times: Sequence[float], *, diffusion: float = 1.0
         A table of N stages.
 
     Raises:
-        UserError: If ``diffusion`` is negative.
+        UserError: If ``diffusion`` is negative, or above 0 where the noise is not Gaussian.
 
     References:
         SiT: Exploring Flow and Diffusion-based Generative Models with Scalable Interpolant
@@ -53,6 +54,11 @@ def euler_maruyama(path: Path, times: Sequence[float], *, diffusion: float = 1.0
 
     if not diffusion >= 0:
         raise UserError(f"diffusion is {diffusion}: it must be 0 or more (0 is the ODE).")
+    if diffusion > 0 and not math.isinf(getattr(path.noise, "D", math.inf)):
+        raise UserError(
+            f"diffusion is {diffusion} on a path with noise {path.noise}: an SDE follows the "
+            "score, which the data estimate gives for Gaussian noise only; use diffusion 0."
+        )
 
     E, t = units(1), checked(times)
     h = t.diff()

@@ -56,7 +56,9 @@ def rollout(
 ) -> Tensor:
     r"""Runs a table.
 
-    .. math:: x_{i+1} = \sum_k w_{i,k} \, \mathrm{window}_k + c_{i+1} n_{i+1}
+    .. math:: x_{i+1} = \sum_k w_{i,k} \, \mathrm{window}_k + c_{i+1} \kappa_{i+1} n_{i+1}
+
+    κ is 1 unless the table has a [`Kick`][genflow.solvers.tableau.Kick].
 
     Args:
         stages: The N functions that the stages call.
@@ -74,16 +76,17 @@ def rollout(
     rows, slots, noisy = tableau.rows(x), tableau.slots, tableau.noisy
     keep = 2 * tableau.window
     level = tableau.noise.to(device=x.device, dtype=x.dtype)
-    fresh = noise or (lambda i, x: torch.randn_like(x))
+    fresh, kick = noise or (lambda i, x: torch.randn_like(x)), tableau.kick
 
-    def shaken(i: int, x: Tensor) -> Tensor:
+    def shaken(i: int, x: Tensor, data: Tensor | None) -> Tensor:
         if not noisy[i + 1]:
             return x
         c = level[i + 1]
         c = c.reshape(*c.shape, *(1,) * (x.ndim - 1)) if c.ndim else c
-        return torch.addcmul(x, c, fresh(i, x))
+        n = fresh(i, x)
+        return torch.addcmul(x, c, n if kick is None else n * kick.factor(i + 1, x, data))
 
-    x = shaken(-1, x)
+    x = shaken(-1, x, None)
     one = torch.ones_like(x) if any(keep in used for used in slots) else x
     window: list[Tensor] = []
 
@@ -92,6 +95,6 @@ def rollout(
         if observe is not None:
             observe(i, x, window[1])
         parts = [window[k] if k < keep else one for k in slots[i]]
-        x = shaken(i, _combine(rows[i], parts))
+        x = shaken(i, _combine(rows[i], parts), window[1])
 
     return x

@@ -19,7 +19,7 @@ References:
     https://openreview.net/forum?id=W2d3LZbhhI
 """
 
-__all__ = ["Tableau", "stack", "tabulate"]
+__all__ = ["Kick", "Tableau", "stack", "tabulate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,10 +31,36 @@ import torch
 from torch import Tensor
 
 from genflow.errors import UserError
-from genflow.models.paths import Path
+from genflow.models.noise import StudentT
+from genflow.models.paths import Path, broadcast
 from genflow.solvers.compiler import Compiler
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.schedules import SolverSchedule
+
+
+@dataclass(frozen=True)
+class Kick:
+    r"""How fresh Gaussian noise is scaled where the noise of the path is Student-t.
+
+    The state :math:`x = X + \sigma Z` hides the scale of its own noise. Fresh noise must share
+    it, or the law of the state is lost, so it is multiplied by :math:`\kappa\big((x - D)/\sigma
+    \big)` of [`StudentT.kappa`][genflow.models.noise.StudentT.kappa], D being the last estimate
+    of the data; before the first one it is 0, as for a state that is pure noise.
+
+    Attributes:
+        law: The law of the path's noise.
+        sigma: The scale of the noise in the state before each draw, with shape (N + 1) or
+            (N + 1, B).
+    """
+
+    law: StudentT
+    sigma: Tensor
+
+    def factor(self, i: int, x: Tensor, data: Tensor | None) -> Tensor:
+        r"""κ of draw i, ready to multiply states; these and the estimates have shape (B, \*)."""
+
+        residual = x if data is None else x - data
+        return broadcast(self.law.kappa(residual / broadcast(self.sigma[i].to(x), x)), x)
 
 
 @dataclass(frozen=True)
@@ -52,6 +78,9 @@ class Tableau:
         source: Where the first stage comes from, as in `Step`.
         start: The time whose law the initial state has, with shape () or (B); it differs from
             ``time[0]`` if noise is added before the first stage.
+        begins: Whether each stage begins a step, rather than looks ahead or corrects inside one;
+            None if all do.
+        kick: How fresh noise is scaled; None if it is Gaussian.
     """
 
     time: Tensor
@@ -60,6 +89,8 @@ class Tableau:
     reads: Literal["data", "velocity"] = "data"
     source: Literal["model", "noise", "mean"] = "model"
     start: Tensor | None = None
+    begins: tuple[bool, ...] | None = None
+    kick: Kick | None = None
 
     @property
     def nfe(self) -> int:
@@ -150,8 +181,8 @@ def tabulate(
         The table, on the CPU in float64.
 
     Raises:
-        UserError: If a step is empirical without statistics, or fresh noise is asked of a path
-            whose noise is not Gaussian, or a step ends below the path.
+        UserError: If a step is empirical without statistics, or has η > 0 on a path whose noise is
+            not Gaussian (there the data estimate does not give the score), or ends below the path.
 
     Example:
         >>> path = Rectified()
@@ -168,8 +199,9 @@ def tabulate(
             )
         if step.eta > 0 and not _gaussian(path):
             raise UserError(
-                f"step {i} has eta {step.eta} on a path with noise {path.noise}: fresh noise "
-                "keeps the law of the state for Gaussian noise only, use eta 0."
+                f"step {i} has eta {step.eta} on a path with noise {path.noise}: SDE and Langevin "
+                "steps follow the score, and (α D − x)/σ² is the score for Gaussian noise only; "
+                "use eta 0, or karras-heun with churn."
             )
 
     t = torch.tensor(schedule.times, dtype=torch.float64) if times is None else times
@@ -188,11 +220,14 @@ def tabulate(
             f"{schedule.times[bad]}): keep its times inside the path."
         )
 
+    whole = [step.start == 0 for step in schedule.steps]
+
     return Tableau(
         time=t[: len(rows)],
         weight=_trim(weight),
         noise=torch.stack(noise),
         source=schedule.steps[0].source,
+        begins=(*whole, *(False,) * (len(rows) - len(whole))),
     )
 
 
@@ -224,23 +259,25 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         A table whose last dimension runs over the samples.
 
     Raises:
-        UserError: If the tables differ in their number of stages or in what they read, or hold
-            statistics per element.
+        UserError: If the tables differ in their number of stages, in what they read or in the law
+            of fresh noise, or hold statistics per element.
     """
 
     first = tables[0]
     counts = [repeats] * len(tables) if isinstance(repeats, int) else list(repeats)
+    law = first.kick and first.kick.law
     alike = all(
-        (len(t.time), t.reads, t.source) == (len(first.time), first.reads, first.source)
+        (len(t.time), t.reads, t.source, t.kick and t.kick.law)
+        == (len(first.time), first.reads, first.source, law)
         and t.weight.ndim == 2
         for t in tables
     )
 
     if not alike or len(counts) != len(tables):
         raise UserError(
-            "a population needs tables with the same number of stages, the same reads and source, "
-            f"and plain weights, and a count for each; got stages {[len(t.time) for t in tables]} "
-            f"and counts {counts}."
+            "a population needs tables with the same number of stages, the same reads, source and "
+            "law of fresh noise, and plain weights, and a count for each; got stages "
+            f"{[len(t.time) for t in tables]} and counts {counts}."
         )
 
     K = max(t.window for t in tables)
@@ -263,4 +300,5 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         reads=first.reads,
         source=first.source,
         start=spread(starts),
+        kick=Kick(law, spread([t.kick.sigma for t in tables])) if law else None,
     )

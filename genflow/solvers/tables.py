@@ -18,7 +18,7 @@ from torch import Tensor
 from genflow.errors import UserError, nearest
 from genflow.models.paths import Path
 from genflow.solvers.schedules import SolverSchedule, Step
-from genflow.solvers.tableau import Tableau
+from genflow.solvers.tableau import Kick, Tableau
 
 RUNGE_KUTTA: dict[str, tuple[list[list[float]], list[float]]] = {
     "euler": ([[]], [1]),
@@ -66,7 +66,7 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
 
     E = units(len(RUNGE_KUTTA[method][1]))
     t = checked(times)
-    time, rows = [], []
+    time, rows, begins = [], [], []
 
     for h, t0 in zip(t.diff(), t[:-1], strict=True):
         A, b = RUNGE_KUTTA[method]
@@ -80,12 +80,14 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
             push = sum(a * E[2 * (s - j) + 1] for j, a in enumerate(coefficients))
             time.append(t0 + sum(A[s]) * h)
             rows.append(start + h * push)
+            begins.append(s == 0)
 
     return Tableau(
         time=torch.stack(time),
         weight=torch.stack(rows),
         noise=torch.zeros(len(rows) + 1, dtype=torch.float64),
         reads="velocity",
+        begins=tuple(begins),
     )
 
 
@@ -97,14 +99,16 @@ def karras_heun(
     churn_min: float = 0.0,
     churn_max: float = math.inf,
     churn_noise: float = 1.0,
+    churn_law: Literal["path", "gaussian"] = "path",
 ) -> Tableau:
     r"""EDM's sampler: Heun's method for :math:`y = x/\alpha` in :math:`\rho = \sigma/\alpha`.
 
     .. math:: \frac{dy}{d\rho} = \frac{y - D}{\rho}
 
     A step into σ = 0, or from α = 0, is an Euler step. With churn, a step first raises
-    :math:`\rho` by the factor :math:`1 + \min(\text{churn}/N, \sqrt2 - 1)` with fresh
-    Gaussian noise.
+    :math:`\rho` by the factor :math:`1 + \min(\text{churn}/N, \sqrt2 - 1)` with fresh noise. If
+    the noise of the path is Student-t, Gaussian noise would lead away from its law; so it is
+    scaled by κ, at no further call (see [`Kick`][genflow.solvers.tableau.Kick]).
 
     Args:
         path: The path.
@@ -113,13 +117,14 @@ def karras_heun(
         churn_min: The smallest ρ that is churned.
         churn_max: The largest ρ that is churned.
         churn_noise: The deviation of the fresh noise, about 1.
+        churn_law: ``"path"``: the fresh noise keeps to the law of the path; ``"gaussian"``: it is
+            Gaussian whatever the path, as in the published PFGM++ sampler.
 
     Returns:
         A table of 2 N stages, less one for a start at α = 0 and one for an end at σ = 0.
 
     Raises:
-        UserError: If churn is negative, or churn is asked of a path whose noise is not Gaussian or
-            whose α is not constant.
+        UserError: If churn is negative, or asked of a path whose α is not 1, or its law unknown.
 
     References:
         Elucidating the Design Space of Diffusion-Based Generative Models
@@ -128,17 +133,16 @@ def karras_heun(
 
     if not churn >= 0:
         raise UserError(f"churn is {churn}: it must be 0 or more (0 is the ODE).")
+    if churn_law not in ("path", "gaussian"):
+        raise UserError(f"churn_law is '{churn_law}': 'path' and 'gaussian' are allowed.")
 
     t = checked(times)
     N = len(t) - 1
     alpha, sigma = path(t)
 
-    if churn > 0 and not (
-        bool((alpha == 1).all()) and math.isinf(getattr(path.noise, "D", math.inf))
-    ):
+    if churn > 0 and not bool((alpha == 1).all()):
         raise UserError(
-            f"churn is {churn}: it needs a path with α = 1 and Gaussian noise (Karras, Brownian), "
-            f"not {path}."
+            f"churn is {churn}: it needs a path with α = 1 (Karras, Brownian), not {path}."
         )
 
     E, zero = units(2), t.new_zeros(())
@@ -150,27 +154,37 @@ def karras_heun(
     back = torch.where(still, t, path.inverse(-torch.log(hat)))
     level = torch.where(still, sigma, hat * alpha)
     fresh = churn_noise * torch.sqrt((level**2 - sigma**2).clamp(min=0))
-    time, rows, noise = [], [], [fresh[0]]
+    time, rows, noise, before, begins = [], [], [fresh[0]], [sigma[0]], []
 
     for i in range(N):
         a0, a1, r0, r1 = alpha[i], alpha[i + 1], hat[i], rho[i + 1]
         ratio = sigma[i + 1] / level[i]
         time.append(back[i])
         rows.append(ratio * E[0] + (a1 - a0 * ratio) * E[1])
+        begins.append(True)
 
         if r1 > 0 and a0 > 0:
+            begins.append(False)
             noise.append(zero)
+            before.append(zero)
             slope = ((E[2] / a0 - E[3]) / r0 + (E[0] / a1 - E[1]) / r1) / 2
             time.append(t[i + 1])
             rows.append(a1 * (E[2] / a0 + (r1 - r0) * slope))
 
         noise.append(fresh[i + 1] if i + 1 < N else zero)
+        before.append(sigma[i + 1])
+
+    heavy = (
+        churn > 0 and churn_law == "path" and not math.isinf(getattr(path.noise, "D", math.inf))
+    )
 
     return Tableau(
         time=torch.stack(time),
         weight=torch.stack(rows),
         noise=torch.stack(noise),
         start=t[0],
+        kick=Kick(path.noise, torch.stack(before)) if heavy else None,
+        begins=tuple(begins),
     )
 
 

@@ -4,6 +4,7 @@ Randomness is indexed by (seed, step, micro-batch, rank); weights are averaged b
 never in it; files are whole or absent.
 """
 
+from genflow.training.augment import Augmentation, warp
 from genflow.training.base import GenerativeModule
 from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import (
@@ -15,6 +16,7 @@ from genflow.training.checkpoints import (
 )
 from genflow.training.checks import Diverged
 from genflow.training.couplings import Coupling, Independent, OptimalTransport, Taught
+from genflow.training.diffusion import Diffusion
 from genflow.training.ema import EMA
 from genflow.training.losses import (
     FeatureWeighted,
@@ -23,7 +25,10 @@ from genflow.training.losses import (
     PseudoHuber,
     SquaredError,
 )
+from genflow.training.pfgmpp import PFGMPP
+from genflow.training.posthoc import PostHocEMA, reconstruct
 from genflow.training.rectified import RectifiedFlow
+from genflow.training.targets import StableTarget
 from genflow.training.times import (
     CosMap,
     Grid,
@@ -34,12 +39,16 @@ from genflow.training.times import (
     Uniform,
     UShaped,
 )
+from genflow.training.uncertainty import Uncertainty
 
 __all__ = [
     "EMA",
+    "PFGMPP",
+    "Augmentation",
     "Checkpoint",
     "CosMap",
     "Coupling",
+    "Diffusion",
     "Diverged",
     "FeatureWeighted",
     "GenerativeModule",
@@ -52,16 +61,21 @@ __all__ = [
     "Mode",
     "OptimalTransport",
     "Perceptual",
+    "PostHocEMA",
     "PseudoHuber",
     "RectifiedFlow",
     "SafeCheckpoint",
     "SafeIO",
     "SampleGrid",
     "SquaredError",
+    "StableTarget",
     "Taught",
     "TimeLaw",
     "UShaped",
+    "Uncertainty",
     "Uniform",
     "ema_weights",
     "read_checkpoint",
+    "reconstruct",
+    "warp",
 ]

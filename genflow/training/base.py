@@ -10,10 +10,11 @@ the law of :math:`t` to ``times`` and the joint law of :math:`(X, Z)` to ``coupl
 differ in these arguments; the loop is written once, here.
 
 Everything random in a step is a pure function of (seed, step, micro-batch, rank): the times, the
-noise, the dropped labels and, where the network has dropout, its masks. A run that was killed and
-resumed repeats an unbroken one bit for bit, two ranks never share their noise, and nothing that
-happens between two steps, such as a grid of samples, changes the next one. Two things are *not*
-promised: equal numbers on another device, and an equal run on another number of ranks.
+noise, the augmentations, the dropped labels and, where the network has dropout, its masks. A run
+that was killed and resumed repeats an unbroken one bit for bit, two ranks never share their noise,
+and nothing that happens between two steps, such as a grid of samples, changes the next one. Two
+things are *not* promised: equal numbers on another device, and an equal run on another number of
+ranks.
 
 The learning rate is constant, after an optional linear warm-up, or falls as a cosine to zero at
 the trainer's ``max_steps``. Clipping, precision and accumulation are the trainer's.
@@ -21,6 +22,8 @@ the trainer's ``max_steps``. Clipping, precision and accumulation are the traine
 
 __all__ = ["PREFIX", "GenerativeModule"]
 
+from dataclasses import asdict
+from functools import partial
 import json
 import math
 from typing import Any, Literal
@@ -28,7 +31,7 @@ from typing import Any, Literal
 from lightning.pytorch import LightningModule
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
@@ -37,15 +40,20 @@ from genflow.data.checks import wrong_ends
 from genflow.data.stream import seed_words
 from genflow.errors import UserError
 from genflow.models import Preconditioned, path_to_dict
+from genflow.training.augment import Augmentation
 from genflow.training.checks import (
+    check_augment,
     check_options,
+    check_unpaired,
     diverged,
     wrong_classes,
+    wrong_record,
     wrong_shape,
     wrong_weights,
 )
 from genflow.training.couplings import Coupling
 from genflow.training.losses import Loss, SquaredError
+from genflow.training.rates import rate
 from genflow.training.times import TimeLaw
 
 PREFIX = "denoiser.net."
@@ -75,12 +83,14 @@ class GenerativeModule(LightningModule):
         seed: Names the random numbers of the run, 0 or more.
         compile: Whether the network is compiled, in place, when fitting begins.
         channels_last: Whether images and weights use that memory layout.
+        augment: How training images are moved, and the network told so; None for not at all.
 
     Attributes:
         denoiser: The network on its path.
         times: The law of t.
         coupling: The joint law of data and noise.
         measure: How an answer is judged.
+        augment: How training images are moved, or None.
 
     Raises:
         UserError: If a value is out of its range.
@@ -102,6 +112,7 @@ class GenerativeModule(LightningModule):
         seed: int = 0,
         compile: bool = False,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
     ) -> None:
         super().__init__()
 
@@ -117,12 +128,14 @@ class GenerativeModule(LightningModule):
             "channels_last": channels_last,
         }
         check_options(options)
+        check_augment(augment, denoiser.net)
         self.save_hyperparameters(options)
 
         self.denoiser = denoiser
         self.times = times
         self.coupling = coupling
         self.measure = measure or SquaredError()
+        self.augment = augment
         self._options = options
         self._generator: torch.Generator | None = None
         self._masks = False
@@ -167,7 +180,7 @@ class GenerativeModule(LightningModule):
             batch: "x" with shape (B, \*), perhaps "label" with shape (B), and perhaps the other
                 end: "z" with shape (B, \*), or "seed" with shape (B), the seeds of the noise.
             source: The generator, on the device of the batch.
-            dropout: Whether labels are dropped.
+            dropout: Whether images are augmented and labels dropped, as in training.
 
         Returns:
             The data x and the noise z with shape (B, \*), the times with shape (B), and the
@@ -185,6 +198,11 @@ class GenerativeModule(LightningModule):
         if classes is not None and "label" not in batch:
             raise wrong_classes(None, classes)
 
+        cond: dict[str, Tensor] = {}
+
+        if dropout and self.augment is not None:
+            check_unpaired(batch)
+            x, cond["augment"] = self.augment(x, source)
         if self._options["channels_last"] and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
 
@@ -194,7 +212,9 @@ class GenerativeModule(LightningModule):
 
         if z is None:
             seeds = batch.get("seed")
-            given = source if seeds is None else [seeded_by(s) for s in seeds.tolist()]
+            given = (
+                source if seeds is None else [Generator().manual_seed(s) for s in seeds.tolist()]
+            )
             z = path.noise.sample(x.shape, generator=given, device=device, dtype=x.dtype)
         elif z.shape != x.shape:
             raise wrong_ends(tuple(z.shape[1:]), tuple(x.shape[1:]))
@@ -203,15 +223,15 @@ class GenerativeModule(LightningModule):
         x, z = self.coupling(x, z, label=label, generator=source)
 
         if classes is None:
-            return x, z, t, {}
+            return x, z, t, cond
 
-        rate = self._options["label_dropout"]
+        share = self._options["label_dropout"]
 
-        if dropout and rate:
-            dropped = torch.rand(len(x), generator=source, device=device) < rate
+        if dropout and share:
+            dropped = torch.rand(len(x), generator=source, device=device) < share
             label = label.masked_fill(dropped, classes)
 
-        return x, z, t, {"label": label}
+        return x, z, t, {**cond, "label": label}
 
     # Steps ---------------------------------------------------------------------------------
 
@@ -273,7 +293,7 @@ class GenerativeModule(LightningModule):
         o, trainer = self._options, self.trainer
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         optimizer = AdamW(
-            self.net.parameters(),
+            [p for p in self.parameters() if p.requires_grad],
             lr=o["lr"],
             betas=tuple(o["betas"]),
             weight_decay=o["weight_decay"],
@@ -289,14 +309,7 @@ class GenerativeModule(LightningModule):
                 "where the cosine ends."
             )
 
-        def factor(step: int) -> float:
-            rise = min(1.0, (step + 1) / max(1, o["warmup"]))
-            if o["decay"] == "none":
-                return rise
-            span = max(1, trainer.max_steps - o["warmup"])
-            done = min(1.0, max(0, step - o["warmup"]) / span)
-            return rise * 0.5 * (1 + math.cos(math.pi * done))
-
+        factor = partial(rate, warmup=o["warmup"], decay=o["decay"], last=trainer.max_steps)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
@@ -325,6 +338,16 @@ class GenerativeModule(LightningModule):
                 self.net.compile()
                 self._compiled = True
 
+    def _record(self) -> dict[str, Any]:
+        """What the denoiser does around its network, as plain values."""
+
+        return {
+            "path": path_to_dict(self.denoiser.path),
+            "prediction": self.denoiser.prediction,
+            "clock": self.denoiser.clock,
+            "sigma_data": self.denoiser.sigma_data,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds a record from which the denoiser can be built again, as plain values.
 
@@ -344,30 +367,26 @@ class GenerativeModule(LightningModule):
         plain = json.loads(json.dumps(dict(config), default=str)) if config else None
         checkpoint["genflow"] = {
             "module": type(self).__name__,
-            "path": path_to_dict(self.denoiser.path),
-            "prediction": self.denoiser.prediction,
-            "clock": self.denoiser.clock,
-            "sigma_data": self.denoiser.sigma_data,
+            **self._record(),
+            "augment": None if self.augment is None else asdict(self.augment),
             "net": {"class": type(model).__name__, "config": plain} if config else None,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compares the weights of a checkpoint with the network.
+        """Compares a checkpoint with the network, its path and its prediction.
 
         Raises:
-            UserError: If the checkpoint is of another network, or of another package.
+            UserError: If the checkpoint is of another network, of another package, or of a path
+                or prediction with other values.
         """
 
         error = wrong_weights(self.state_dict(), checkpoint.get("state_dict", {}))
 
+        if error is None and "genflow" in checkpoint:
+            error = wrong_record(self._record(), checkpoint["genflow"])
+
         if error is not None:
             raise error
-
-
-def seeded_by(seed: int) -> torch.Generator:
-    """The generator that a sampler draws the noise of a seed with."""
-
-    return torch.Generator().manual_seed(seed)
 
 
 def _drops(module: nn.Module) -> bool:

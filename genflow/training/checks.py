@@ -2,9 +2,12 @@
 
 __all__ = [
     "Diverged",
+    "check_augment",
     "check_options",
+    "check_unpaired",
     "diverged",
     "wrong_classes",
+    "wrong_record",
     "wrong_shape",
     "wrong_weights",
 ]
@@ -15,9 +18,10 @@ import os
 from typing import Any
 
 from lightning.pytorch import Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
+from genflow.training.augment import FEATURES, Augmentation
 
 DECAYS = ("none", "cosine")
 
@@ -50,6 +54,44 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("warmup", "seed"):
         if options[name] < 0:
             raise UserError(f"{name} is {options[name]}: it must be a whole number of 0 or more.")
+
+
+def check_augment(augment: Augmentation | None, net: nn.Module) -> None:
+    """Checks that a network can be told how its images were augmented.
+
+    Raises:
+        UserError: If it takes no label of an augmentation, or makes no images.
+    """
+
+    if augment is None:
+        return
+
+    shape, features = getattr(net, "shape", None), getattr(net, "augment", FEATURES)
+
+    if shape is not None and len(shape) != 3:
+        raise UserError(
+            f"augment is given, and the network's samples have shape {tuple(shape)}: only images "
+            "can be augmented, leave augment out."
+        )
+    if features != FEATURES:
+        raise UserError(
+            f"augment is given, and the network takes {features} features of it: set "
+            f"model.net.init_args.augment to {FEATURES}."
+        )
+
+
+def check_unpaired(batch: Mapping[str, Tensor]) -> None:
+    """Checks that augmented images do not come with an other end of their own.
+
+    Raises:
+        UserError: If they do.
+    """
+
+    if "z" in batch or "seed" in batch:
+        raise UserError(
+            "augment is given, and the batch brings pairs: an image that was moved no longer "
+            "belongs to its other end, leave augment out."
+        )
 
 
 def wrong_shape(data: tuple[int, ...], net: tuple[int, ...]) -> UserError:
@@ -104,6 +146,42 @@ def wrong_weights(
         f"{where} is of another network: {what}, and {len(odd) + len(bent)} entries differ in "
         "all; build the network that the run was started with."
     )
+
+
+def wrong_record(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> UserError | None:
+    """The error about a checkpoint of another path or prediction, or None if they agree.
+
+    Args:
+        mine: The record of the denoiser in the config, as a checkpoint has it.
+        theirs: That of the checkpoint; what it lacks is not compared.
+    """
+
+    here, there = _flat(mine), _flat(theirs)
+    odd = [k for k in here if k in there and there[k] != here[k]]
+
+    if not odd:
+        return None
+    if "path" in odd:
+        odd = [k for k in odd if not k.startswith("path.")]
+
+    values = ", ".join(f"{k} is {_brief(there[k])} there and {_brief(here[k])} here" for k in odd)
+    return UserError(
+        f"the checkpoint is of another model: {values}; resume with the values that the run was "
+        "started with, or start a new run."
+    )
+
+
+def _flat(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The path's class and fields, then the fields of the denoiser, under one name each."""
+
+    path = {"D": "inf", **record["path"]}  # a record without D is of Gaussian noise
+    fields = {f"path.{k}": v for k, v in path.items() if k != "class"}
+    rest = {k: record[k] for k in ("prediction", "clock", "sigma_data") if k in record}
+    return {"path": path["class"], **fields, **rest}
+
+
+def _brief(value: Any) -> str:
+    return f"{len(value)} numbers" if isinstance(value, list) else str(value)
 
 
 def diverged(trainer: Trainer, what: str) -> Diverged:

@@ -16,7 +16,8 @@ from typing import Literal
 
 from torch import nn
 
-from genflow.models import Preconditioned, Rectified
+from genflow.models import Gaussian, Noise, Preconditioned, Rectified
+from genflow.training.augment import Augmentation
 from genflow.training.base import GenerativeModule
 from genflow.training.couplings import Coupling, Independent
 from genflow.training.losses import Loss
@@ -41,6 +42,8 @@ class RectifiedFlow(GenerativeModule):
         seed: Names the random numbers of the run, 0 or more.
         compile: Whether the network is compiled, in place, when fitting begins.
         channels_last: Whether images and weights use that memory layout.
+        augment: How training images are moved, and the network told so; None for not at all.
+        noise: The law of the noise, Gaussian if None; ``StudentT(D)`` gives heavier tails.
 
     Raises:
         UserError: If a value is out of its range.
@@ -69,9 +72,11 @@ class RectifiedFlow(GenerativeModule):
         seed: int = 0,
         compile: bool = False,
         channels_last: bool = False,
+        augment: Augmentation | None = None,
+        noise: Noise | None = None,
     ) -> None:
         super().__init__(
-            Preconditioned(net, Rectified(), "flow", clock="thousand"),
+            Preconditioned(net, Rectified(noise or Gaussian()), "flow", clock="thousand"),
             times or Uniform(),
             coupling or Independent(),
             loss,
@@ -84,4 +89,5 @@ class RectifiedFlow(GenerativeModule):
             seed=seed,
             compile=compile,
             channels_last=channels_last,
+            augment=augment,
         )

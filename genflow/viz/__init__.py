@@ -1,11 +1,12 @@
-"""Pictures: grids of images, clouds of points, and a schedule drawn like a musical score.
+"""Pictures: grids of images, clouds of points, curves, and a schedule drawn like a musical score.
 
 The only room that knows matplotlib. Functions return a PIL image or a figure; saving is the
 caller's.
 """
 
-__all__ = ["blank", "cloud", "grid_of", "image_of", "score", "scores"]
+__all__ = ["blank", "cloud", "curves", "grid_of", "image_of", "score", "scores"]
 
+from genflow.viz.curves import curves
 from genflow.viz.figures import blank, image_of
 from genflow.viz.pictures import cloud, grid_of
 from genflow.viz.staves import score, scores

@@ -1,5 +1,7 @@
 """Predictions as denoisers: each row of the table on each path, the loss, the exact truth."""
 
+import dataclasses
+
 from oracles import PATHS, double, linear_path, mixture
 import pytest
 import torch
@@ -11,6 +13,7 @@ from genflow.models import (
     PREDICTIONS,
     Denoiser,
     Exact,
+    Gaussian,
     Karras,
     Mixture,
     Preconditioned,
@@ -47,9 +50,10 @@ def target(prediction, path, x, z, t, sigma_data=0.5):
 
     alpha, sigma = map(wide, path(t))
     alpha_dot, sigma_dot = map(wide, path.rates(t))
-    s = sigma / alpha
-    skip = sigma_data**2 / (s**2 + sigma_data**2)
-    out = s * sigma_data / (s**2 + sigma_data**2).sqrt()
+    s, D = sigma / alpha, getattr(path.noise, "D", float("inf"))
+    v = s**2 if prediction == "karras" else s**2 / (1 - 2 / D)
+    skip = sigma_data**2 / (v + sigma_data**2)
+    out = v.sqrt() * sigma_data / (v + sigma_data**2).sqrt()
     return {
         "data": x,
         "noise": z,
@@ -57,15 +61,17 @@ def target(prediction, path, x, z, t, sigma_data=0.5):
         "flow": alpha_dot * x + sigma_dot * z,
         "reverse-flow": -alpha_dot * x - sigma_dot * z,
         "karras": (x - skip * (x + s * z)) / out,
+        "karras-moment": (x - skip * (x + s * z)) / out,
     }[prediction]
 
 
+@pytest.mark.parametrize("noise", [Gaussian(), StudentT(5.0)], ids=["gaussian", "student"])
 @EVERY_PREDICTION
 @EVERY_PATH
-def test_the_true_target_gives_data_noise_and_velocity(kind, prediction):
+def test_the_true_target_gives_data_noise_and_velocity(kind, prediction, noise):
     """If F is the true target of one (x, z), so are the data, the noise and the velocity."""
 
-    path, (x, z) = PATHS[kind], example()
+    path, (x, z) = dataclasses.replace(PATHS[kind], noise=noise), example()
     t = double([0.05, 0.3, 0.5, 0.8, 0.95]) + 1e-4
     net = Told(target(prediction, path, x, z, t, 0.7))
     denoiser = Preconditioned(net, path, prediction, sigma_data=0.7)

@@ -92,6 +92,8 @@ def test_fresh_noise_follows_the_seed(truth):
     assert torch.equal(one, two) and not torch.equal(one, three)
     with pytest.raises(UserError, match="diffusion is -1"):
         build("euler-maruyama", truth, 10, diffusion=-1.0)
+    with pytest.raises(UserError, match="for Gaussian noise only"):
+        schedule_for("euler-maruyama", Karras(noise=StudentT(8.0)), 10)
 
 
 # ------------------------------------------------------------------------- re-interpolation
