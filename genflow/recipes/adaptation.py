@@ -113,7 +113,10 @@ def adapt(
     _check(known, shifted)
     mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
     data = Translation(
-        Given((shifted - mean) / std), Given((known - mean) / std), batch_size=batch_size, seed=seed
+        Given((shifted - mean) / std),
+        Given((known - mean) / std),
+        batch_size=batch_size,
+        seed=seed,
     )
 
     with torch.random.fork_rng():
