@@ -7,6 +7,7 @@ import pytest
 from short_runs import fit, saver, trainer
 import torch
 
+from genflow.cli import main
 from genflow.data import Digits
 from genflow.errors import UserError
 from genflow.nn import MLP, UNet
@@ -171,6 +172,22 @@ def test_a_config_asks_for_it_in_a_line(tmp_path):
         run=False, args=["-c", str(tmp_path / "c.yaml")], trainer_defaults=TRAINER,
     )  # fmt: skip
     assert line.model.augment == Augmentation(0.15, rotate=0.5)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_from_a_config_to_samples_on_the_command_line(tmp_path):
+    (tmp_path / "c.yaml").write_text(CONFIG)
+    run = tmp_path / "run"
+    steps = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--grid.n", "1"]
+    steps += ["--checkpoint.every_n_train_steps", "2"]
+    assert main(["fit", "-c", str(tmp_path / "c.yaml"), "--run", str(run), *steps]) == 0
+    card = Pipeline.from_pretrained(run / "pipeline").card
+    assert Augmentation(**card["augment"]) == Augmentation(0.15, rotate=0.5)
+
+    last, out = str(run / "checkpoints" / "last.ckpt"), tmp_path / "again"
+    assert main(["export", last, "--output", str(out)]) == 0
+    assert Pipeline.from_pretrained(out).card["augment"] == card["augment"]
+    assert main(["generate", str(out), "--n", "2", "--output", str(tmp_path / "drawn")]) == 0
 
 
 # ------------------------------------------------------------------------------ refusals
