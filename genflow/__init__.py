@@ -10,6 +10,9 @@ from genflow.version import __version__
 
 _NAMES = {
     "Adaptive": "solvers",
+    "BridgeChain": "models",
+    "BridgeMarginals": "models",
+    "BridgePipeline": "pipelines",
     "Clipped": "models",
     "Corrector": "solvers",
     "Cosine": "models",
@@ -18,6 +21,7 @@ _NAMES = {
     "Exact": "models",
     "Guided": "models",
     "Karras": "models",
+    "LightBridge": "models",
     "Mixture": "models",
     "Pipeline": "pipelines",
     "Preconditioned": "models",

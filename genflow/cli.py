@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from genflow.commands import schedule
+from genflow.commands import bridge, schedule
 from genflow.commands.evaluate import evaluate
 from genflow.commands.generate import generate
 from genflow.commands.train import export, fit
@@ -43,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "generate": generate,
     "evaluate": evaluate,
     "samplers": schedule.samplers,
+    "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
 """The commands by name."""

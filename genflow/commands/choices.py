@@ -1,8 +1,10 @@
-"""What several commands ask for: a device, labels, values of options."""
+"""What several commands ask for: a device, a pipeline, labels, values of options."""
 
-__all__ = ["Value", "device_named", "labels_of"]
+__all__ = ["Value", "device_named", "labels_of", "pipeline_named"]
 
 from typing import Any
+
+from genflow.errors import UserError
 
 Value = int | float | bool | str
 """The value of a free option on the command line."""
@@ -17,6 +19,23 @@ def device_named(name: str | None = None) -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def pipeline_named(name: str, device: str | None = None) -> Any:
+    """A pipeline that draws from noise, of a folder or a hub id.
+
+    Raises:
+        UserError: If it is a bridge, which carries data to data.
+    """
+
+    from genflow.pipelines import BridgePipeline, Pipeline
+
+    pipe = Pipeline.from_pretrained(name, device=device)
+
+    if isinstance(pipe, BridgePipeline):
+        raise UserError(f"'{name}' is a bridge from data to data: use genflow bridge translate.")
+
+    return pipe
 
 
 def labels_of(pipe: Any, text: str | None, n: int) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+from genflow.commands.choices import pipeline_named
 from genflow.errors import UserError
 
 
@@ -16,13 +17,22 @@ def fit(arguments: Sequence[str]) -> None:
     samples, checkpoints, and at the end ``pipeline``, the averaged weights ready for use.
     """
 
-    from genflow.pipelines import Pipeline
+    from genflow.pipelines import BridgePipeline, Pipeline
     from genflow.training.ema import EMA
+    from genflow.training.lightsb import LightSB
     from genflow.training.line import train
 
     module, data, trainer, config = train(arguments)
 
     if not trainer.is_global_zero:
+        return
+
+    target = Path(config.run) / "pipeline"
+    card = {"data": type(data).__name__, "training_steps": trainer.global_step}
+
+    if isinstance(module, LightSB):
+        BridgePipeline(module.fitted(), card=card).save(target, overwrite=True)
+        print(f"pipeline: {target}")
         return
 
     pipe = Pipeline(
@@ -31,9 +41,8 @@ def fit(arguments: Sequence[str]) -> None:
         sampler=config.sampler,
         steps=config.steps,
         class_names=data.class_names,
-        card={"data": type(data).__name__, "training_steps": trainer.global_step},
+        card=card,
     )
-    target = Path(config.run) / "pipeline"
     average = next(c for c in trainer.callbacks if isinstance(c, EMA))
 
     with average.average(module):
@@ -63,12 +72,11 @@ def export(
         overwrite: Whether a pipeline that is there already is replaced.
     """
 
-    from genflow.pipelines import Pipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
 
     if format == "diffusers" and not source.endswith(".ckpt"):
-        pipe = Pipeline.from_pretrained(source)
+        pipe = pipeline_named(source)
     else:
         read = read_checkpoint(source)
         if read.record is None or read.record["net"] is None:

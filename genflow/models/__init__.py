@@ -1,9 +1,13 @@
 """What the model is: laws of noise, paths, exact mixtures, denoisers."""
 
+from genflow.models.bridges import LightBridge
+from genflow.models.chains import BridgeChain
+from genflow.models.covariances import Covariance, Diagonal, Full, LowRank
 from genflow.models.denoisers import Denoiser, Preconditioned
 from genflow.models.exact import Exact
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
+from genflow.models.marginals import BridgeMarginals
 from genflow.models.mixtures import Mixture
 from genflow.models.noise import Gaussian, Noise, StudentT
 from genflow.models.paths import (
@@ -15,24 +19,33 @@ from genflow.models.paths import (
     Rectified,
     VariancePreserving,
 )
+from genflow.models.plans import Plan
 from genflow.models.predictions import CLOCKS, PREDICTIONS
 from genflow.models.records import path_from_dict, path_named, path_to_dict
 
 __all__ = [
     "CLOCKS",
     "PREDICTIONS",
+    "BridgeChain",
+    "BridgeMarginals",
     "Brownian",
     "Clipped",
     "Cosine",
+    "Covariance",
     "Denoiser",
+    "Diagonal",
     "Discrete",
     "Exact",
+    "Full",
     "Gaussian",
     "Guided",
     "Karras",
+    "LightBridge",
+    "LowRank",
     "Mixture",
     "Noise",
     "Path",
+    "Plan",
     "Preconditioned",
     "Rectified",
     "StudentT",

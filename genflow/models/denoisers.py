@@ -16,7 +16,7 @@ denoisers around denoisers.
 __all__ = ["Denoiser", "Preconditioned"]
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -39,9 +39,12 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         path: The path that the states come from.
+        eta: The share of fresh noise that samplers must use, where the states are no perturbed
+            data, as on a bridge; None if any will do.
     """
 
     path: Path
+    eta: ClassVar[float | None] = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

@@ -28,6 +28,7 @@ import torch
 from torch import Generator, Tensor
 
 from genflow.errors import UserError
+from genflow.pipelines.bridge import BridgePipeline
 from genflow.pipelines.conditions import Prompt, asked, part
 from genflow.pipelines.folders import locate, read, read_index, write
 from genflow.pipelines.model import Model
@@ -183,7 +184,7 @@ class Pipeline(Model):
         *,
         device: str | torch.device | None = None,
         size: tuple[int, int] | None = None,
-    ) -> "Pipeline":
+    ) -> "Pipeline | BridgePipeline":
         """Loads a pipeline: one of genflow, or a stock one of diffusers.
 
         Args:
@@ -193,7 +194,7 @@ class Pipeline(Model):
                 None.
 
         Returns:
-            The pipeline, in evaluation mode.
+            The pipeline, in evaluation mode; a `BridgePipeline` if the folder holds a bridge.
 
         Raises:
             UserError: If there is no such folder, or it is damaged, or of an unknown kind.
@@ -211,6 +212,8 @@ class Pipeline(Model):
                 f"size is {size}, but '{name}' is a pipeline of genflow, whose size is its own: "
                 "leave it out."
             )
+        elif index["_class_name"] == "BridgePipeline":
+            pipe = BridgePipeline.read(folder, index)
         else:
             pipe = cls(**read(folder, index))
 

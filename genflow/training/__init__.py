@@ -16,6 +16,7 @@ from genflow.training.checkpoints import (
 from genflow.training.checks import Diverged
 from genflow.training.couplings import Coupling, Independent
 from genflow.training.ema import EMA
+from genflow.training.lightsb import LightSB
 from genflow.training.rectified import RectifiedFlow
 from genflow.training.times import LogitNormal, LogNormal, TimeLaw, Uniform
 
@@ -26,6 +27,7 @@ __all__ = [
     "Diverged",
     "GenerativeModule",
     "Independent",
+    "LightSB",
     "LogNormal",
     "LogitNormal",
     "LossGuard",

@@ -24,13 +24,18 @@ import torch
 
 from genflow.data.base import DataModule
 from genflow.errors import UserError
-from genflow.training.base import GenerativeModule
 from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO
 from genflow.training.ema import EMA
 
 # A config may name these classes without their modules, once they are imported.
-NAMED = ("genflow.data.images", "genflow.data.toy", "genflow.nn", "genflow.training")
+NAMED = (
+    "genflow.data.images",
+    "genflow.data.pairs",
+    "genflow.data.toy",
+    "genflow.nn",
+    "genflow.training",
+)
 
 TRAINER = {
     "accelerator": "auto",
@@ -140,7 +145,7 @@ def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
     )
 
 
-def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Trainer, Namespace]:
+def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Trainer, Namespace]:
     """Trains as the arguments say.
 
     Args:
@@ -158,6 +163,7 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*but have no `validation_step`.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_plain)
     warnings.filterwarnings("ignore", ".*You called `self.log.*on_step.*")
     torch.set_float32_matmul_precision("high")
@@ -167,7 +173,7 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
 
     try:
         line = TrainingLine(
-            GenerativeModule,
+            LightningModule,
             DataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
