@@ -62,7 +62,7 @@ def cloud_named(text: str, size: int, *, noise: float = 0.05, seed: int = 0) -> 
     if name == "digits":
         stored = load_digits()
         x = torch.from_numpy(stored.data / 8 - 1).float()
-        if key and key not in "0123456789":
+        if key not in ("", *"0123456789"):
             raise UserError(f"'{text}' names no class of digits: write digits:0 to digits:9.")
         return x[torch.from_numpy(stored.target) == int(key)] if key else x
     if name.endswith((".npy", ".npz")):

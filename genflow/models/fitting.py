@@ -14,9 +14,8 @@ points, and then every batch is fresh.
 
 *What is not assumed, and what can go wrong.* The objective has local minima in the centres; more
 components cost little and help. Where the target has atoms, or lies on a surface, the best
-covariance is singular: a component whose standard deviation falls below a ten-thousandth of the
-target's, or grows beyond a hundred times it, ends the fit. The last good parameters are kept, and
-a warning says so. Components that carry next to no mass are not watched.
+covariance is singular: a component whose standard deviation runs to 0, or to infinity, ends the
+fit (`genflow.models.watches`). The last good parameters are kept, and a warning says so.
 """
 
 __all__ = ["Fit", "Pairing", "check", "fit_bridge", "loss_of", "prepare"]
@@ -136,6 +135,7 @@ def fit_bridge(
         patience=patience,
         steps=steps,
         held_out=held_out,
+        dtype=dtype,
     )
     closed = components == 1 and covariance != "lowrank" and start == "sinkhorn"
     held_out = 0.0 if closed else held_out
@@ -149,7 +149,7 @@ def fit_bridge(
         x, y = (cloud.batch(min(batch_size, len(cloud.points))) for cloud in clouds)
         return loss_of(bridge, x, y, loss, coupling, generator)
 
-    if not closed:
+    if not closed and not watch.alarm:
         for done in _descend(bridge, objective, lr, steps):
             if watch.due(done) and watch.look(done, patience):
                 break
@@ -259,5 +259,7 @@ def check(**given: Any) -> None:
 
     if not 0 <= given.get("held_out", 0) < 1:
         raise UserError(f"held_out is {given['held_out']}: a fraction in [0, 1) is needed.")
+    if given.get("dtype") not in (None, torch.float32, torch.float64):
+        raise UserError(f"dtype is {given['dtype']}: torch.float32 or torch.float64 is needed.")
     if given["coupling"] is not None and given["loss"] != "matching":
         raise UserError("coupling is given, and the dual loss has no pairs: set loss='matching'.")

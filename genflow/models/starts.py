@@ -36,6 +36,7 @@ from genflow.models.covariances import Covariance, Diagonal, Full, LowRank, entr
 SOURCES = 4000  # points of the source that Sinkhorn's iteration sees
 TARGETS = 8000  # points of the target that are cut into cells, or 20 a cell
 PRIOR = 5.0  # points with the mean covariance that every cell is given beside its own
+RIDGE = 1e-12  # the same for a single component, in units of all points: exact but for this
 STAGES = 8  # values of ε on the way down
 ROUNDS = 60  # of Sinkhorn's iteration at the last ε, unless it has come
 CLOSE = 1e-3  # this close to the masses, as a ratio
@@ -152,7 +153,7 @@ def _within(cells: Clusters, x: Tensor, diagonal: bool) -> Tensor:
         return (total + PRIOR * pooled) / (count + PRIOR)[:, None]
 
     total = torch.stack([gap[cells.cell == k].mT @ gap[cells.cell == k] for k in range(K)])
-    prior = 0 if K == 1 and len(x) > d else PRIOR + d
+    prior = RIDGE * len(x) if K == 1 and len(x) > d else PRIOR + d
     return (total + prior * torch.diag(pooled)) / (count + prior)[:, None, None]
 
 

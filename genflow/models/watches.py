@@ -3,9 +3,10 @@
 A look keeps the parameters that did best so far, and may end the fit for one of two reasons: the
 objective has not improved for some time since the learning rate began to fall, or something went
 wrong. Wrong is an objective that is not finite, and a component whose standard deviation leaves
-the range from a ten-thousandth to a hundred times that of the target: it runs to 0 on atoms and
-on surfaces, where the best covariance is singular. Components with less than a hundredth of an
-even share of the mass may do as they like.
+the range from a thousandth (in float64, a hundred-thousandth) to a hundred times that of the
+target: it runs to 0 on atoms and on surfaces, where the best covariance is singular. Below a
+thousandth, single precision cannot tell a width from rounding. Components with less than a
+hundredth of an even share of the mass may do as they like.
 """
 
 __all__ = ["Watch"]
@@ -21,7 +22,8 @@ from genflow.models.objectives import dual_loss, usage
 from genflow.models.steps import RISE, variances
 
 LOOKS = 20  # at the points held out
-THIN, WIDE = 1e-4, 1e2  # standard deviations of a component, in those of the target
+THIN = {torch.float32: 1e-3, torch.float64: 1e-5}
+WIDE = 1e2  # standard deviations of a component, in that of the target
 CARRIED = 0.01  # the mass below which a component is not watched, in units of an even share
 
 
@@ -46,6 +48,7 @@ class Watch:
         self.width = float(target.std(0, correction=0).square().mean().sqrt())
         self.objective: dict[int, float] = {}
         self.best, self.alarm, self.rest = 0, "", ""
+        self._keep()
         self.look(0, patience=1)
 
     def due(self, step: int) -> bool:
@@ -74,7 +77,7 @@ class Watch:
 
         if value < self.objective.get(self.best, math.inf):
             self.best = step
-            self.kept = {k: v.clone() for k, v in self.bridge.state_dict().items()}
+            self._keep()
 
         self.objective[step] = value
         falling = {k: v for k, v in self.objective.items() if k >= RISE * self.steps}
@@ -96,7 +99,7 @@ class Watch:
         thin = self.bridge.epsilon**0.5 * (0.5 * self.bridge.covariance.log_scale).exp()
         thin, wide = thin.amin(1)[live].min(), variances(self.bridge).sqrt().amax(1)[live].max()
 
-        if float(thin) < THIN * self.width:
+        if float(thin) < THIN[self.bridge.centre.dtype] * self.width:
             return (
                 f"a covariance runs to 0, with a standard deviation of {float(thin):.2g} in a "
                 f"target of {self.width:.2g}; use fewer components, add a little noise to the "
@@ -109,6 +112,9 @@ class Watch:
             )
 
         return ""
+
+    def _keep(self) -> None:
+        self.kept = {k: v.clone() for k, v in self.bridge.state_dict().items()}
 
     def restore(self) -> None:
         """Gives the bridge the best parameters."""

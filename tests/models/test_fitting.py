@@ -184,6 +184,16 @@ def test_atoms_are_said_and_the_last_good_kept(covariance):
     assert float(torch.cdist(ends, atoms).min(1).values.median()) < 0.2
 
 
+def test_a_surface_is_said_even_where_there_are_no_steps():
+    x = torch.randn(500, 2, generator=seeded())
+    y = torch.stack((x[:, 0], 2 * x[:, 0]), 1)
+    with pytest.warns(UserWarning, match="at step 0 of 2000: a covariance runs to 0"):
+        fit = fit_bridge(x, y, epsilon=1.0, components=1, covariance="full")
+    assert bool(fit.bridge.plan(x).mean.isfinite().all())
+    with pytest.warns(UserWarning, match="at step 0 of 2000"):
+        fit_bridge(x, x + 1, epsilon=1.0, components=4, start="samples", width=1e-12)
+
+
 def test_a_wild_rate_is_said_and_the_last_good_kept(small):
     _, x, y = small
     with pytest.warns(UserWarning, match="runs to|objective is"):
@@ -206,6 +216,7 @@ BAD = [
     ({"lr": 0.0}, "lr is 0.0"),
     ({"width": -1.0}, "width is -1.0"),
     ({"held_out": 1.0}, "held_out is 1.0"),
+    ({"dtype": torch.float16}, "dtype is torch.float16"),
     ({"covariance": "lowrank", "rank": 2}, "rank is 2 in 2 dimensions"),
     ({"coupling": lambda y, x: (y, x)}, "set loss='matching'"),
 ]
