@@ -10,6 +10,9 @@ from genflow.version import __version__
 
 _NAMES = {
     "Adaptive": "solvers",
+    "BridgeChain": "models",
+    "BridgeMarginals": "models",
+    "BridgePipeline": "pipelines",
     "Clipped": "models",
     "Corrector": "solvers",
     "Cosine": "models",
@@ -20,6 +23,7 @@ _NAMES = {
     "Exact": "models",
     "Guided": "models",
     "Karras": "models",
+    "LightBridge": "models",
     "Mixture": "models",
     "PFGMPP": "training",
     "Pipeline": "pipelines",

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from genflow.commands import schedule
+from genflow.commands import bridge, schedule
 from genflow.commands.domains import encode, translate
 from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
@@ -55,6 +55,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "likelihood": likelihood,
     "samplers": schedule.samplers,
     "suggest-d": suggest_d,
+    "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
 """The commands by name."""

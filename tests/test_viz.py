@@ -43,3 +43,16 @@ def test_a_score_has_a_note_a_step_and_says_what_it_costs():
 
     unipc = viz.score(schedule_for("unipc", VariancePreserving(), 8), VariancePreserving())
     assert unipc.axes[0].get_title(loc="left").startswith("8 steps, 8 calls")
+
+
+def test_a_journey_has_four_panels_in_one_frame():
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(300, 3, generator=g), torch.randn(300, 3, generator=g) * 0.2 + 3
+    t = torch.linspace(0, 1, 5)[:, None, None]
+    picture = np.asarray(viz.journey(x, y, (1 - t) * x + t * y, names=("from", "to")))
+    wide = picture.shape[1]
+    assert wide > 3 * picture.shape[0]
+    blue = (picture[..., 2].astype(int) - picture[..., 0] > 60).any(0).nonzero()[0]
+    red = (picture[..., 0].astype(int) - picture[..., 2] > 60).any(0).nonzero()[0]
+    assert blue.min() < wide / 4 and not ((blue > wide / 4) & (blue < wide * 3 / 4)).any()
+    assert red.min() > wide / 2 and red.max() > wide * 3 / 4

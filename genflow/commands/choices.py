@@ -1,8 +1,10 @@
-"""What several commands ask for: a device, labels, values of options."""
+"""What several commands ask for: a device, a pipeline, labels, values of options."""
 
 __all__ = ["Value", "device_named", "labels_of", "pipeline_named"]
 
 from typing import TYPE_CHECKING, Any
+
+from genflow.errors import UserError
 
 if TYPE_CHECKING:
     from genflow.pipelines import Pipeline
@@ -22,6 +24,28 @@ def device_named(name: str | None = None) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
+def pipeline_named(name: str, device: str | None = None, **options: Any) -> "Pipeline":
+    """A pipeline that draws samples, of a folder or a hub id.
+
+    Args:
+        name: The folder, or the id.
+        device: A device that `device_named` knows.
+        options: As in `Pipeline.from_pretrained`.
+
+    Raises:
+        UserError: If it is a bridge, which carries data to data.
+    """
+
+    from genflow.pipelines import BridgePipeline, Pipeline
+
+    pipe = Pipeline.from_pretrained(name, device=device_named(device), **options)
+
+    if isinstance(pipe, BridgePipeline):
+        raise UserError(f"'{name}' is a bridge from data to data: use genflow bridge translate.")
+
+    return pipe
+
+
 def labels_of(pipe: Any, text: str | None, n: int) -> Any:
     """Class labels from text, gone round in for n samples."""
 
@@ -30,11 +54,3 @@ def labels_of(pipe: Any, text: str | None, n: int) -> Any:
 
     names = [part.strip() for part in text.split(",")]
     return pipe.labels([names[i % len(names)] for i in range(n)], n)
-
-
-def pipeline_named(name: str, device: str | None = None) -> "Pipeline":
-    """The pipeline of a folder or of an id, on a device that `device_named` knows."""
-
-    from genflow.pipelines import Pipeline
-
-    return Pipeline.from_pretrained(name, device=device_named(device))

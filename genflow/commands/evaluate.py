@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from genflow.commands.choices import device_named
+from genflow.commands.choices import device_named, pipeline_named
 from genflow.console import Bar
 from genflow.version import __version__
 
@@ -46,7 +46,6 @@ def evaluate(
     from genflow.data.named import images_of, named
     from genflow.files import write_text
     from genflow.metrics import table
-    from genflow.pipelines import Pipeline
     from genflow.pipelines.jobs import evaluate as job
 
     device = device_named(device)
@@ -54,7 +53,7 @@ def evaluate(
     about: dict[str, Any] = {"samples": samples, "data": data, "genflow": __version__}
 
     if (Path(samples) / "model_index.json").exists() or not Path(samples).exists():
-        pipe = Pipeline.from_pretrained(samples, device=device)
+        pipe = pipeline_named(samples, device)
         n = len(reference) if n is None else n
         with Bar("samples") as report:
             drawn = _draw(pipe, n, seed, batch_size, report, sampler, steps, guidance)

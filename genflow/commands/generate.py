@@ -7,7 +7,7 @@ import shlex
 import sys
 from typing import Any
 
-from genflow.commands.choices import Value, device_named, labels_of
+from genflow.commands.choices import Value, labels_of, pipeline_named
 from genflow.console import Bar
 from genflow.errors import UserError
 
@@ -62,7 +62,6 @@ def generate(
         resume: Whether the same job, begun before, is gone on with.
     """
 
-    from genflow.pipelines import Pipeline
     from genflow.pipelines.jobs import generate as job
     from genflow.pipelines.jobs import parse_seeds, parse_shard
     from genflow.solvers import SolverSchedule
@@ -70,7 +69,7 @@ def generate(
     if seeds is not None and n is not None:
         raise UserError("n and seeds are both given: give one of the two.")
 
-    pipe = Pipeline.from_pretrained(pipeline, device=device_named(device), size=size)
+    pipe = pipeline_named(pipeline, device, size=size)
     numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
     labels = labels_of(pipe, label, len(numbers))
     call: dict[str, Any] = {"guidance": guidance, "interval": interval, "clip": clip}

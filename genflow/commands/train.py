@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from genflow.commands.choices import pipeline_named
 from genflow.errors import UserError
 
 
@@ -18,9 +19,10 @@ def fit(arguments: Sequence[str]) -> None:
     """
 
     from genflow.data.latents import Latents
-    from genflow.pipelines import Pipeline
+    from genflow.pipelines import BridgePipeline, Pipeline
     from genflow.pipelines.folders import load_codec
     from genflow.training.ema import EMA
+    from genflow.training.lightsb import LightSB
     from genflow.training.line import train
 
     module, data, trainer, config = train(arguments)
@@ -28,7 +30,13 @@ def fit(arguments: Sequence[str]) -> None:
     if not trainer.is_global_zero:
         return
 
+    target = Path(config.run) / "pipeline"
     card: dict[str, Any] = {"data": data.title, "training_steps": trainer.global_step}
+
+    if isinstance(module, LightSB):
+        BridgePipeline(module.fitted(), card=card).save(target, overwrite=True)
+        print(f"pipeline: {target}")
+        return
 
     if module.augment is not None:
         card["augment"] = asdict(module.augment)
@@ -43,7 +51,6 @@ def fit(arguments: Sequence[str]) -> None:
         codec=load_codec(data.vae) if isinstance(data, Latents) else None,
         card=card,
     )
-    target = Path(config.run) / "pipeline"
     average = next(c for c in trainer.callbacks if isinstance(c, EMA))
 
     with average.average(module):
@@ -76,7 +83,6 @@ def export(
             run that was trained with PostHocEMA.
     """
 
-    from genflow.pipelines import Pipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
     from genflow.training.posthoc import reconstruct
@@ -87,7 +93,7 @@ def export(
         )
 
     if format == "diffusers" and not source.endswith(".ckpt"):
-        pipe = Pipeline.from_pretrained(source)
+        pipe = pipeline_named(source)
     else:
         read = read_checkpoint(source)
         if read.record is None or read.record["net"] is None:

@@ -13,6 +13,10 @@ __all__ = [
     "Moments",
     "Pixels",
     "RandomConv",
+    "bures_distance",
+    "bw_uvp",
+    "cbw_uvp",
+    "cbw_uvp_from_samples",
     "compare",
     "energy_distance",
     "extract",
@@ -23,6 +27,7 @@ __all__ = [
     "table",
 ]
 
+from genflow.metrics.bures import bures_distance, bw_uvp, cbw_uvp, cbw_uvp_from_samples
 from genflow.metrics.distances import energy_distance, kernel_distance, sliced_wasserstein
 from genflow.metrics.features import Features, Identity, Pixels, RandomConv, extract
 from genflow.metrics.frechet import Moments, MomentSum, frechet_distance, frechet_from_features

@@ -1,10 +1,14 @@
 """What the model is: laws of noise, paths, exact mixtures, denoisers."""
 
+from genflow.models.bridges import LightBridge
+from genflow.models.chains import BridgeChain
+from genflow.models.covariances import Covariance, Diagonal, Full, LowRank
 from genflow.models.denoisers import Denoiser, Preconditioned
 from genflow.models.empirical import Empirical
 from genflow.models.exact import Exact
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
+from genflow.models.marginals import BridgeMarginals
 from genflow.models.mixtures import Mixture
 from genflow.models.noise import Gaussian, Noise, StudentT
 from genflow.models.paths import (
@@ -16,6 +20,7 @@ from genflow.models.paths import (
     Rectified,
     VariancePreserving,
 )
+from genflow.models.plans import Plan
 from genflow.models.predictions import CLOCKS, PREDICTIONS, Regression
 from genflow.models.radius import Radius
 from genflow.models.records import path_from_dict, path_named, path_to_dict
@@ -23,19 +28,27 @@ from genflow.models.records import path_from_dict, path_named, path_to_dict
 __all__ = [
     "CLOCKS",
     "PREDICTIONS",
+    "BridgeChain",
+    "BridgeMarginals",
     "Brownian",
     "Clipped",
     "Cosine",
+    "Covariance",
     "Denoiser",
+    "Diagonal",
     "Discrete",
     "Empirical",
     "Exact",
+    "Full",
     "Gaussian",
     "Guided",
     "Karras",
+    "LightBridge",
+    "LowRank",
     "Mixture",
     "Noise",
     "Path",
+    "Plan",
     "Preconditioned",
     "Radius",
     "Rectified",

@@ -17,7 +17,7 @@ __all__ = ["Denoiser", "Preconditioned"]
 
 from abc import ABC, abstractmethod
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,9 +42,12 @@ class Denoiser(nn.Module, ABC):
 
     Attributes:
         path: The path that the states come from.
+        eta: The share of fresh noise that samplers must use, where the states are no perturbed
+            data, as on a bridge; None if any will do.
     """
 
     path: Path
+    eta: ClassVar[float | None] = None
 
     @abstractmethod
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:

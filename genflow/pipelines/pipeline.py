@@ -30,6 +30,7 @@ from torch import Generator, Tensor
 
 from genflow.data.pixels import to_float
 from genflow.errors import UserError
+from genflow.pipelines.bridge import BridgePipeline
 from genflow.pipelines.conditions import Prompt, asked, part
 from genflow.pipelines.folders import locate, read, read_index, write
 from genflow.pipelines.model import Model
@@ -280,7 +281,7 @@ class Pipeline(Model):
         device: str | torch.device | None = None,
         size: tuple[int, int] | None = None,
         reverse: bool = False,
-    ) -> "Pipeline":
+    ) -> "Pipeline | BridgePipeline":
         """Loads a pipeline: one of genflow, or a stock one of diffusers.
 
         Args:
@@ -292,7 +293,7 @@ class Pipeline(Model):
                 at 1; pipelines of genflow say so themselves.
 
         Returns:
-            The pipeline, in evaluation mode.
+            The pipeline, in evaluation mode; a `BridgePipeline` if the folder holds a bridge.
 
         Raises:
             UserError: If there is no such folder, or it is damaged, or of an unknown kind.
@@ -311,6 +312,8 @@ class Pipeline(Model):
                 f"{told}, but '{name}' is a pipeline of genflow: size and clock are its own, "
                 "leave it out."
             )
+        elif index["_class_name"] == "BridgePipeline":
+            pipe = BridgePipeline.read(folder, index)
         else:
             pipe = cls(**read(folder, index))
 

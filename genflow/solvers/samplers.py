@@ -40,7 +40,8 @@ class Sampler(nn.Module):
 
     Raises:
         UserError: If the schedule cannot be compiled, the gradient policy is unknown, the first
-            step needs a mean and there is none, or a step alters what the network has not.
+            step needs a mean and there is none, a step alters what the network has not, or its
+            share of fresh noise is wrong for the denoiser.
 
     Example:
         >>> sampler = Sampler(denoiser, schedule_for("unipc", denoiser.path, steps=8))
@@ -73,6 +74,7 @@ class Sampler(nn.Module):
                 "data."
             )
 
+        self._check_noise(denoiser)
         self.denoiser = denoiser
         self.gradient = gradient
         self.register_buffer("mean", mean, persistent=False)
@@ -84,6 +86,17 @@ class Sampler(nn.Module):
         for change in {step.change for step in self.schedule.steps} if self.schedule else ():
             with self._changed(change):
                 pass
+
+    def _check_noise(self, denoiser: Denoiser) -> None:
+        """Refuses a share of fresh noise that is wrong for the denoiser."""
+
+        for i, step in enumerate(self.schedule.steps if self.schedule else ()):
+            if denoiser.eta is not None and step.eta != denoiser.eta:
+                raise UserError(
+                    f"step {i} has eta {step.eta}, and a {type(denoiser).__name__} needs "
+                    f"{denoiser.eta:g} at every step: take the sampler "
+                    f"{'ddpm' if denoiser.eta else 'ddim, or another with eta 0'}."
+                )
 
     @property
     def nfe(self) -> int:

@@ -18,6 +18,7 @@ from genflow.training.checks import Diverged
 from genflow.training.couplings import Coupling, Independent, OptimalTransport, Taught
 from genflow.training.diffusion import Diffusion
 from genflow.training.ema import EMA
+from genflow.training.lightsb import LightSB
 from genflow.training.losses import (
     FeatureWeighted,
     Loss,
@@ -54,6 +55,7 @@ __all__ = [
     "GenerativeModule",
     "Grid",
     "Independent",
+    "LightSB",
     "LogNormal",
     "LogitNormal",
     "Loss",

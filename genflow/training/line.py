@@ -24,16 +24,13 @@ import torch
 
 from genflow.data.base import DataModule
 from genflow.errors import UserError
-from genflow.training.base import GenerativeModule
 from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
 
 # A config may name these classes without their modules, once they are imported.
-NAMED = (
-    *(f"genflow.data.{n}" for n in ("images", "toy", "given", "domains", "translation", "pairs")),
-    *("genflow.data.latents", "genflow.nn", "genflow.training"),
-)
+SETS = ("images", "toy", "given", "domains", "translation", "pairs", "latents", "clouds")
+NAMED = (*(f"genflow.data.{name}" for name in SETS), "genflow.nn", "genflow.training")
 
 TRAINER = {
     "accelerator": "auto",
@@ -147,7 +144,7 @@ def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
     )
 
 
-def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Trainer, Namespace]:
+def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Trainer, Namespace]:
     """Trains as the arguments say.
 
     Args:
@@ -165,6 +162,7 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*Total length of `list` across ranks is zero.*")
     warnings.filterwarnings("ignore", ".*LeafSpec.*")
+    warnings.filterwarnings("ignore", ".*but have no `validation_step`.*")
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_plain)
     warnings.filterwarnings("ignore", ".*You called `self.log.*on_step.*")
     torch.set_float32_matmul_precision("high")
@@ -174,7 +172,7 @@ def train(arguments: Sequence[str]) -> tuple[GenerativeModule, DataModule, Train
 
     try:
         line = TrainingLine(
-            GenerativeModule,
+            LightningModule,
             DataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,

@@ -1,0 +1,132 @@
+"""What watches a fit: the objective on points held out, and the widths of the components.
+
+A look keeps the parameters that did best so far, and may end the fit for one of two reasons: the
+objective has not improved for some time since the learning rate began to fall, or something went
+wrong. Wrong is an objective that is not finite, and a component whose standard deviation leaves
+the range from a thousandth (in float64, a hundred-thousandth) to a hundred times that of the
+target: it runs to 0 on atoms and on surfaces, where the best covariance is singular. Below a
+thousandth, single precision cannot tell a width from rounding. Components with less than a
+hundredth of an even share of the mass may do as they like.
+"""
+
+__all__ = ["Watch"]
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from genflow.models.bridges import LightBridge
+from genflow.models.objectives import dual_loss, usage
+from genflow.models.steps import RISE, variances
+
+LOOKS = 20  # at the points held out
+THIN = {torch.float32: 1e-3, torch.float64: 1e-5}
+WIDE = 1e2  # standard deviations of a component, in that of the target
+CARRIED = 0.01  # the mass below which a component is not watched, in units of an even share
+
+
+class Watch:
+    """Looks at a bridge from outside, keeps the best parameters, and says when to end.
+
+    Args:
+        bridge: The bridge, as it is at the start.
+        source: Points of the source that are not learned from, with shape (n, d).
+        target: Points of the target, with shape (m, d).
+        steps: The number of steps to come.
+
+    Attributes:
+        best: The step whose parameters are kept.
+        objective: The objective by step, in nats.
+        alarm: What went wrong; empty if nothing did.
+        rest: Why nothing more is to be expected; empty if something is.
+    """
+
+    def __init__(self, bridge: LightBridge, source: Tensor, target: Tensor, steps: int) -> None:
+        self.bridge, self.source, self.target, self.steps = bridge, source, target, steps
+        self.width = float(target.std(0, correction=0).square().mean().sqrt())
+        self.objective: dict[int, float] = {}
+        self.best, self.alarm, self.rest = 0, "", ""
+        self._keep()
+        self.look(0, patience=1)
+
+    def due(self, step: int) -> bool:
+        """Whether it is time for a look: 20 times in all, the last time at the end."""
+
+        return step % max(1, self.steps // LOOKS) == 0 or step == self.steps
+
+    def look(self, step: int, patience: int) -> bool:
+        """Looks once.
+
+        Args:
+            step: The number of steps taken.
+            patience: Looks without improvement that are borne, once the learning rate falls.
+
+        Returns:
+            Whether to end.
+        """
+
+        with torch.no_grad():
+            value = float(dual_loss(self.bridge, self.source, self.target))
+
+        self.alarm = self._wrong(value)
+
+        if self.alarm:
+            return True
+
+        if value < self.objective.get(self.best, math.inf):
+            self.best = step
+            self._keep()
+
+        self.objective[step] = value
+        falling = {k: v for k, v in self.objective.items() if k >= RISE * self.steps}
+        since = sum(k > min(falling, key=falling.get) for k in falling)
+
+        if since >= patience:
+            self.rest = f"the objective has not improved in {since} looks"
+
+        return bool(self.rest)
+
+    @torch.no_grad()
+    def _wrong(self, value: float) -> str:
+        """What is wrong with the parameters, or nothing."""
+
+        if not math.isfinite(value):
+            return f"the objective is {value}; lower lr, or look for outliers"
+
+        live = usage(self.bridge, self.source) > CARRIED / self.bridge.components
+        thin = self.bridge.epsilon**0.5 * (0.5 * self.bridge.covariance.log_scale).exp()
+        thin, wide = thin.amin(1)[live].min(), variances(self.bridge).sqrt().amax(1)[live].max()
+
+        if float(thin) < THIN[self.bridge.centre.dtype] * self.width:
+            return (
+                f"a covariance runs to 0, with a standard deviation of {float(thin):.2g} in a "
+                f"target of {self.width:.2g}; use fewer components, add a little noise to the "
+                "target, or leave out columns that others determine"
+            )
+        if float(wide) > WIDE * self.width:
+            return (
+                f"a covariance runs to infinity, with a standard deviation of {float(wide):.2g} "
+                f"in a target of {self.width:.2g}; use fewer components, or look for outliers"
+            )
+
+        return ""
+
+    def _keep(self) -> None:
+        self.kept = {k: v.clone() for k, v in self.bridge.state_dict().items()}
+
+    def restore(self) -> None:
+        """Gives the bridge the best parameters."""
+
+        self.bridge.load_state_dict(self.kept)
+
+    def state(self) -> dict[str, Any]:
+        """What has been seen so far, as plain values and tensors."""
+
+        return {"best": self.best, "objective": dict(self.objective), "kept": self.kept}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`."""
+
+        self.best, self.objective, self.kept = state["best"], state["objective"], state["kept"]
