@@ -23,8 +23,18 @@ FLOORS = {
     "search": {"solvers", "models", "nn", "metrics"},
     "training": {"solvers", *GROUND},
     "pipelines": {"solvers", "viz", *GROUND},
+    "gradients": {"solvers", "viz", "pipelines", *GROUND},
     "console": set(),
-    "commands": {"console", "solvers", "viz", "search", "training", "pipelines", *GROUND},
+    "commands": {
+        "console",
+        "solvers",
+        "viz",
+        "search",
+        "training",
+        "pipelines",
+        "gradients",
+        *GROUND,
+    },
     "cli": {"console", "commands"},
 }
 

@@ -1,8 +1,10 @@
-"""What several commands ask for: a device, labels, values of options."""
+"""What several commands ask for: a device, labels, values of options, a gradient policy."""
 
-__all__ = ["Value", "device_named", "labels_of"]
+__all__ = ["Value", "device_named", "labels_of", "policy_of"]
 
 from typing import Any
+
+from genflow.errors import UserError
 
 Value = int | float | bool | str
 """The value of a free option on the command line."""
@@ -27,3 +29,21 @@ def labels_of(pipe: Any, text: str | None, n: int) -> Any:
 
     names = [part.strip() for part in text.split(",")]
     return pipe.labels([names[i % len(names)] for i in range(n)], n)
+
+
+def policy_of(text: str) -> Any:
+    """A gradient policy from text: a name, or truncated with K or a range, as in truncated:1-5."""
+
+    from genflow.solvers.adjoint import Truncated, policy
+
+    name, _, last = text.partition(":")
+
+    if name != "truncated" or not last:
+        return policy(text)
+
+    low, _, high = last.partition("-")
+
+    if not (low.isdigit() and (high or low).isdigit()):
+        raise UserError(f"gradient is '{text}': write truncated:K or truncated:LOW-HIGH.")
+
+    return Truncated((int(low), int(high)) if high else int(low))

@@ -17,6 +17,7 @@ from genflow.models.paths import (
 )
 from genflow.models.predictions import CLOCKS, PREDICTIONS
 from genflow.models.records import path_from_dict, path_named, path_to_dict
+from genflow.models.steering import Steered
 
 __all__ = [
     "CLOCKS",
@@ -35,6 +36,7 @@ __all__ = [
     "Path",
     "Preconditioned",
     "Rectified",
+    "Steered",
     "StudentT",
     "VariancePreserving",
     "grid",

@@ -1,6 +1,7 @@
 """Networks."""
 
+from genflow.nn.checkpointed import Checkpointed
 from genflow.nn.nets import MLP, DiT, Net, UNet, VectorMLP
 from genflow.nn.skips import faded, skip_counts
 
-__all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP", "faded", "skip_counts"]
+__all__ = ["Checkpointed", "MLP", "DiT", "Net", "UNet", "VectorMLP", "faded", "skip_counts"]

@@ -6,7 +6,9 @@ two, and a table says how each family is called. The wrapped model stays a plain
 its weights and its config are saved and loaded by diffusers, with or without genflow.
 
 Class labels run from 0 to ``classes − 1``; the label ``classes`` means "no class", and is what a
-conditional network is given when it is trained or called without one.
+conditional network is given when it is trained or called without one. Behind a label stands a row
+of a table, or one of each table where every block of a network has its own. Such rows may be given
+instead of the label, so that a condition can be something between the classes, or beyond them.
 """
 
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
@@ -70,6 +72,42 @@ class VectorMLP(ModelMixin, ConfigMixin):
         return self.leave(h)
 
 
+class _Table(nn.Embedding):
+    """A table of classes that hands rows through which are given in place of labels.
+
+    Args:
+        table: The table; its weight is shared.
+        index: Its number among the tables of the network.
+    """
+
+    def __init__(self, table: nn.Embedding, index: int) -> None:
+        super().__init__(*table.weight.shape, _weight=table.weight)
+        self.weight = table.weight
+        self.index = index
+
+    def forward(self, label: Tensor) -> Tensor:
+        """Rows with shape (B, E), of labels with shape (B) or of embeddings (B, R, E)."""
+
+        if label.is_floating_point():
+            return label[:, self.index].to(self.weight.dtype)
+        return super().forward(label)
+
+
+def _tables(model: nn.Module) -> list[_Table]:
+    """The tables of classes of a model, each put in the place of a plain one."""
+
+    found: list[_Table] = []
+
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.Embedding):
+                table = _Table(child, len(found))
+                setattr(parent, name, table)
+                found.append(table)
+
+    return found
+
+
 def _call_unet(model: nn.Module, x: Tensor, time: Tensor, label: Tensor | None) -> Tensor:
     return model(x, time, class_labels=label, return_dict=False)[0]
 
@@ -92,7 +130,7 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
 
 
 class Net(nn.Module):
-    r"""A model of diffusers, called as ``net(x, time, label=None)``.
+    r"""A model of diffusers, called as ``net(x, time, label=None, embedding=None)``.
 
     Args:
         model: A `UNet2DModel`, a `DiTTransformer2DModel`, or a `VectorMLP`.
@@ -123,6 +161,7 @@ class Net(nn.Module):
             config["num_embeds_ada_norm"] + 1 if name == "DiTTransformer2DModel" else None
         )
         self.classes = None if count is None else count - 1
+        self._rows = [] if self.classes is None else _tables(model)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -143,28 +182,73 @@ class Net(nn.Module):
 
         return faded(self.model, skips)
 
-    def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
+    def embed(self, label: Tensor) -> Tensor:
+        """What stands behind class labels, the null class among them.
+
+        Args:
+            label: Class labels, with shape (B).
+
+        Returns:
+            Embeddings, with shape (B, R, E): a row of each of the R tables of the network.
+
+        Raises:
+            UserError: If the model has no classes.
+        """
+
+        if self.classes is None:
+            raise UserError("label is given, but this network was built without classes.")
+
+        return torch.stack([table(label) for table in self._rows], dim=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        embedding: Tensor | None = None,
+    ) -> Tensor:
         r"""Calls the model.
 
         Args:
             x: The input, with shape (B, \*).
             time: What the network is told about time, with shape () or (B).
             label: Class labels, with shape (B); the null class if None and the model has classes.
+            embedding: Embeddings in place of labels, with shape (B, R, E), as `embed` makes them.
 
         Returns:
             The output, with shape (B, \*).
 
         Raises:
-            UserError: If labels are given to a model without classes.
+            UserError: If labels or embeddings are given to a model without classes, or both of
+                them, or embeddings have another shape.
         """
 
         if self.classes is None:
-            if label is not None:
-                raise UserError("label is given, but this network was built without classes.")
+            if label is not None or embedding is not None:
+                name = "embedding" if label is None else "label"
+                raise UserError(f"{name} is given, but this network was built without classes.")
+        elif embedding is not None:
+            label = self._checked(label, embedding)
         elif label is None:
             label = torch.full((len(x),), self.classes, device=x.device)
 
         return self._call(self.model, x, time, label)
+
+    def _checked(self, label: Tensor | None, embedding: Tensor) -> Tensor:
+        """Embeddings that can be handed through."""
+
+        if label is not None:
+            raise UserError("label and embedding are both given: give one of the two.")
+
+        R, E = len(self._rows), self._rows[0].embedding_dim
+
+        if embedding.shape[1:] != (R, E) or not embedding.is_floating_point():
+            raise UserError(
+                f"embedding has shape {tuple(embedding.shape)} and dtype {embedding.dtype}: this "
+                f"network takes (B, {R}, {E}) in floating point."
+            )
+
+        return embedding
 
 
 class UNet(Net):

@@ -5,10 +5,11 @@ has seed i of the job, whatever the batch, the shard, or the machine; a killed j
 stood.
 """
 
-__all__ = ["evaluate", "generate", "parse_seeds", "parse_shard"]
+__all__ = ["evaluate", "generate", "parse_seeds", "parse_shard", "prepare"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+import hashlib
 import json
 from pathlib import Path
 import time
@@ -125,7 +126,7 @@ def generate(
         **(record or {}),
     }
     command = settings.pop("command", None)
-    _prepare(output, file, settings, n, overwrite, resume)
+    prepare(output, file, settings, n, overwrite, resume)
 
     done = [k for k in indices if images and (output / _name(k)).exists()]
     todo = sorted(set(indices) - set(done))
@@ -184,10 +185,21 @@ def _json(record: dict[str, Any]) -> str:
     return text + "\n}\n"
 
 
+def _digest(value: Any) -> str:
+    """The sha256 of a condition's numbers, in hexadecimal."""
+
+    numbers = torch.as_tensor(value).detach().cpu().to(torch.float64).contiguous()
+    return hashlib.sha256(numbers.numpy().tobytes()).hexdigest()
+
+
 def _described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
     """The sampler's options as JSON values."""
 
     known = {k: v for k, v in options.items() if v is not None and k != "schedule"}
+
+    if known.get("conditions"):
+        known["conditions"] = {k: _digest(v) for k, v in known["conditions"].items()}
+
     schedule = options.get("schedule")
 
     if schedule is None and not {"sampler", "steps"} & set(known):
@@ -198,10 +210,27 @@ def _described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
     return {"sampler": pipeline.sampler, "steps": pipeline.steps, **known}
 
 
-def _prepare(
-    output: Path, file: Path, settings: dict[str, Any], n: int, overwrite: bool, resume: bool
+def prepare(
+    output: Path,
+    file: Path,
+    settings: Mapping[str, Any],
+    n: int = 1,
+    overwrite: bool = False,
+    resume: bool = False,
 ) -> None:
-    """Refuses a folder that is taken; empties it of an older job when told to."""
+    """Refuses a folder that is taken; empties it of an older job when told to.
+
+    Args:
+        output: The folder.
+        file: The record of the job in it.
+        settings: What must be the same for a job to be gone on with, as JSON values.
+        n: The number of parts that share the folder.
+        overwrite: Whether a job that is there already is thrown away.
+        resume: Whether the same job, begun before, is gone on with.
+
+    Raises:
+        UserError: If the folder is taken, or holds another job.
+    """
 
     if output.exists() and not output.is_dir():
         raise UserError(f"output '{output}' is a file: give a folder.")
@@ -229,7 +258,7 @@ def _prepare(
         )
 
     for p in [*taken, *output.glob("images/*.png")]:
-        if p.suffix in (".png", ".json", ".npy", ".part") and p.is_file():
+        if p.suffix in (".png", ".json", ".npy", ".safetensors", ".part") and p.is_file():
             p.unlink()
 
 

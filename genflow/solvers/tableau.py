@@ -52,6 +52,7 @@ class Tableau:
         source: Where the first stage comes from, as in `Step`.
         start: The time whose law the initial state has, with shape () or (B); it differs from
             ``time[0]`` if noise is added before the first stage.
+        stop: The time whose law the final state has, with shape () or (B); None if unknown.
     """
 
     time: Tensor
@@ -60,6 +61,7 @@ class Tableau:
     reads: Literal["data", "velocity"] = "data"
     source: Literal["model", "noise", "mean"] = "model"
     start: Tensor | None = None
+    stop: Tensor | None = None
 
     @property
     def nfe(self) -> int:
@@ -193,6 +195,7 @@ def tabulate(
         weight=_trim(weight),
         noise=torch.stack(noise),
         source=schedule.steps[0].source,
+        stop=t[-1],
     )
 
 
@@ -255,6 +258,7 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         return torch.stack(parts, dim=-1).repeat_interleave(n, dim=-1)
 
     starts = [t.time[0] if t.start is None else t.start for t in tables]
+    stops = [t.stop for t in tables if t.stop is not None]
 
     return Tableau(
         time=spread([t.time for t in tables]),
@@ -263,4 +267,5 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         reads=first.reads,
         source=first.source,
         start=spread(starts),
+        stop=spread(stops) if len(stops) == len(tables) else None,
     )

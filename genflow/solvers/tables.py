@@ -84,6 +84,7 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
         weight=torch.stack(rows),
         noise=torch.zeros(len(rows) + 1, dtype=torch.float64),
         reads="velocity",
+        stop=t[-1],
     )
 
 
@@ -169,6 +170,7 @@ def karras_heun(
         weight=torch.stack(rows),
         noise=torch.stack(noise),
         start=t[0],
+        stop=t[-1],
     )
 
 
@@ -245,6 +247,7 @@ def adams(
         time=t[:-1],
         weight=torch.stack(rows),
         noise=torch.zeros(len(t), dtype=torch.float64),
+        stop=t[-1],
     )
 
 
