@@ -107,7 +107,7 @@ def test_finetune_and_use(capsys):
     record = report("out/finetune")
     assert record["loss_after"] < 0.8 * record["loss_before"] and record["drift"] > 0
     assert out.splitlines()[-1] == "pipeline: out/finetune/pipeline"
-    assert run(capsys, "generate", "out/finetune/pipeline", "--n", 2)[0] == 0
+    assert run(capsys, "generate", "out/finetune/pipeline", "--output", "s")[0] == 0
     full = [*job, *more, "--rank", "null", "--overwrite"]
     assert run(capsys, *full)[0] == 0
     assert report("out/finetune")["trained"] > record["trained"]

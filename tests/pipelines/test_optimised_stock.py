@@ -62,9 +62,7 @@ def test_the_padding_of_a_prompt_is_optimised(stable, tmp_path):
     words = stable.condition(["a cat"])["prompt_embeds"]
     assert torch.equal(found[:, :6], words[:, :6])
     assert (found[:, 6:] - words[:, 6:]).abs().amax(2).min() > 1e-3
-    x = stable(
-        seeds=SEEDS, conditions=task.found(), guidance=2.0, negative="bad", **OPTIONS
-    ).x
+    x = stable(seeds=SEEDS, conditions=task.found(), guidance=2.0, negative="bad", **OPTIONS).x
     assert task._mean(x) == pytest.approx(record["loss_after"], rel=1e-3)
 
 
@@ -95,10 +93,8 @@ def test_the_noise_behind_a_prompt_is_audited(stable):
 @pytest.mark.parametrize("metric", ["style", "class"])
 def test_stock_pipelines_are_fine_tuned_and_stay_stock(stable, tmp_path, metric):
     if metric == "style":
-        shape = stable.event
-        g = torch.Generator().manual_seed(1)
-        style = 2 * torch.rand(2, *shape, generator=g) - 1
-        loss = Gram(RandomConv(shape[0], shape[1]).maps, style)
+        pale = pictures("prompt:dog", stable, range(20, 24), **OPTIONS) / 2
+        loss = Gram(RandomConv(3, 16).maps, pale)
     else:
         loss = Classified(halves, torch.tensor([2]))
 
@@ -116,7 +112,7 @@ def test_stock_pipelines_are_fine_tuned_and_stay_stock(stable, tmp_path, metric)
         **OPTIONS,
     )
     record = run(task, tmp_path / "o", {})
-    assert record["loss_after"] < 0.9 * record["loss_before"]
+    assert record["loss_after"] < 0.7 * record["loss_before"]
     again = Pipeline.from_pretrained(tmp_path / "o/pipeline")
     ask = {"seeds": [10, 11], "prompt": "a cat", **OPTIONS}
     torch.testing.assert_close(again(**ask).x, stable(**ask).x, rtol=1e-4, atol=1e-5)
