@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from genflow.commands import bridge, schedule
+from genflow.commands import bridge, gradients, schedule
 from genflow.commands.domains import encode, translate
 from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
@@ -53,6 +53,9 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "encode": encode,
     "flow-report": flow_report,
     "likelihood": likelihood,
+    "invert": gradients.invert,
+    "audit": gradients.audit,
+    "finetune": gradients.finetune,
     "samplers": schedule.samplers,
     "suggest-d": suggest_d,
     "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
@@ -126,10 +129,11 @@ def _call(program: str, command: Callable[..., None], arguments: Sequence[str]) 
     """Parses arguments by a function's signature, and calls it.
 
     A parameter whose name ends in an underscore, because Python keeps the word for itself, is an
-    option without it.
+    option without it. Arguments may also stand in a YAML file, ``--config``, which those that
+    follow it on the line win over.
     """
 
-    from jsonargparse import ArgumentError, ArgumentParser
+    from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser
 
     parameters = inspect.signature(command).parameters.items()
     switches = [k for k, p in parameters if p.annotation is bool]
@@ -143,10 +147,13 @@ def _call(program: str, command: Callable[..., None], arguments: Sequence[str]) 
         about = re.search(rf"{p.name}: (.*)", inspect.getdoc(command) or "")
         parser.add_argument(f"--{name}", type=p.annotation, default=p.default, help=about[1])
 
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file of arguments.")
+
     try:
         values = parser.parse_args(flags(arguments, switches))
     except ArgumentError as error:
         text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
         raise UserError(f"{text} (see {program} --help)") from None
 
-    return command(**{kept[k].name if k in kept else k: v for k, v in values.as_dict().items()})
+    given = {k: v for k, v in values.as_dict().items() if k != "config"}
+    return command(**{kept[k].name if k in kept else k: v for k, v in given.items()})

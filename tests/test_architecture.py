@@ -23,6 +23,7 @@ FLOORS = {
     "search": {"solvers", "models", "nn", "metrics"},
     "training": {"solvers", *GROUND},
     "pipelines": {"solvers", "viz", *GROUND},
+    "gradients": {"solvers", "viz", "pipelines", *GROUND},
     "console": set(),
     "recipes": {"solvers", "viz", "training", "pipelines", *GROUND},
     "commands": {
@@ -33,6 +34,7 @@ FLOORS = {
         "training",
         "pipelines",
         "recipes",
+        "gradients",
         *GROUND,
     },
     "cli": {"console", "commands"},

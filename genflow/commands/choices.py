@@ -1,6 +1,6 @@
-"""What several commands ask for: a device, a pipeline, labels, values of options."""
+"""What several commands ask for: a device, a pipeline, labels, options, a gradient policy."""
 
-__all__ = ["Value", "device_named", "labels_of", "pipeline_named"]
+__all__ = ["Value", "device_named", "labels_of", "pipeline_named", "policy_of"]
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,6 +8,7 @@ from genflow.errors import UserError
 
 if TYPE_CHECKING:
     from genflow.pipelines import Pipeline
+
 
 Value = int | float | bool | str
 """The value of a free option on the command line."""
@@ -54,3 +55,21 @@ def labels_of(pipe: Any, text: str | None, n: int) -> Any:
 
     names = [part.strip() for part in text.split(",")]
     return pipe.labels([names[i % len(names)] for i in range(n)], n)
+
+
+def policy_of(text: str) -> Any:
+    """A gradient policy from text: a name, or truncated with K or a range, as in truncated:1-5."""
+
+    from genflow.solvers.adjoint import Truncated, policy
+
+    name, _, last = text.partition(":")
+
+    if name != "truncated" or not last:
+        return policy(text)
+
+    low, _, high = last.partition("-")
+
+    if not (low.isdigit() and (high or low).isdigit()):
+        raise UserError(f"gradient is '{text}': write truncated:K or truncated:LOW-HIGH.")
+
+    return Truncated((int(low), int(high)) if high else int(low))

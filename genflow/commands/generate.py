@@ -25,9 +25,10 @@ def generate(
     sampler: str | None = None,
     steps: int | None = None,
     schedule: str | None = None,
-    guidance: float = 1.0,
+    guidance: float | None = None,
     interval: tuple[float, float] = (0.0, 1.0),
     clip: bool = False,
+    embedding: str | None = None,
     options: dict[str, Value] | None = None,
     batch_size: int = 256,
     device: str | None = None,
@@ -51,9 +52,10 @@ def generate(
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
         schedule: A schedule.json, instead of sampler and steps.
-        guidance: The weight of classifier-free guidance; 1 is none.
+        guidance: The weight of classifier-free guidance; 1, which is none, or the embedding's own.
         interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
         clip: Whether the data estimate is kept in [-1, 1].
+        embedding: An embedding.safetensors that "genflow invert" found, instead of a label.
         options: Options of the sampler and its grid, as in --options.order 3.
         batch_size: How many are drawn at a time; the samples do not depend on it.
         device: cpu, cuda, ...; a GPU if there is one.
@@ -62,21 +64,31 @@ def generate(
         resume: Whether the same job, begun before, is gone on with.
     """
 
+    from genflow.pipelines.conditions import load_conditions
     from genflow.pipelines.jobs import generate as job
     from genflow.pipelines.jobs import parse_seeds, parse_shard
     from genflow.solvers import SolverSchedule
 
     if seeds is not None and n is not None:
         raise UserError("n and seeds are both given: give one of the two.")
+    if label is not None and embedding is not None:
+        raise UserError("label and embedding are both given: give one of the two.")
 
     pipe = pipeline_named(pipeline, device, size=size)
     numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
-    labels = labels_of(pipe, label, len(numbers))
-    call: dict[str, Any] = {"guidance": guidance, "interval": interval, "clip": clip}
+    labels = labels_of(pipe, label, len(numbers)) if embedding is None else None
+    call: dict[str, Any] = {"interval": interval, "clip": clip}
     call |= {"sampler": sampler, "steps": steps, **(options or {})}
 
     texts = {"prompt": prompt, "negative": negative}
     call |= {k: _texts(k, v, len(numbers)) for k, v in texts.items() if v is not None}
+
+    if embedding is not None:
+        call["conditions"] = load_conditions(embedding)
+        own = call["conditions"].pop("guidance", None)
+        guidance = float(own) if guidance is None and own is not None else guidance
+
+    call["guidance"] = 1.0 if guidance is None else guidance
 
     if schedule is not None:
         call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)

@@ -140,13 +140,27 @@ class RandomConv(nn.Module):
         """
         _check_images(images, (self.channels, self.size, self.size), self.name)
 
-        h = images.to(self.weight_0.device).float() / 127.5 - 1
-        for i in range(self.depth):
-            weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
-            h = F.conv2d(h, weight, bias, stride=min(i + 1, 2), padding=1).relu()
-
+        h = self.maps(images.to(self.weight_0.device).float() / 127.5 - 1)[-1]
         std, mean = torch.std_mean(h, dim=(2, 3), correction=0)
         return torch.cat((mean, std), dim=1)
+
+    def maps(self, x: Tensor) -> list[Tensor]:
+        r"""The channels of every layer, differentiable with respect to the images.
+
+        Arguments:
+            x: Images in [−1, 1], with shape :math:`(n, C, H, W)`.
+
+        Returns:
+            The outputs :math:`h_1, \dots, h_L`, with shapes :math:`(n, c_l, H_l, W_l)`.
+        """
+        found = []
+
+        for i in range(self.depth):
+            weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
+            x = F.conv2d(x, weight, bias, stride=min(i + 1, 2), padding=1).relu()
+            found.append(x)
+
+        return found
 
 
 class Pixels:

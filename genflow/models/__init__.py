@@ -24,6 +24,7 @@ from genflow.models.plans import Plan
 from genflow.models.predictions import CLOCKS, PREDICTIONS, Regression
 from genflow.models.radius import Radius
 from genflow.models.records import path_from_dict, path_named, path_to_dict
+from genflow.models.steering import Steered
 
 __all__ = [
     "CLOCKS",
@@ -53,6 +54,7 @@ __all__ = [
     "Radius",
     "Rectified",
     "Regression",
+    "Steered",
     "StudentT",
     "VariancePreserving",
     "grid",

@@ -6,9 +6,11 @@ two, and a table says how each family is called. The wrapped model stays a plain
 its weights and its config are saved and loaded by diffusers, with or without genflow.
 
 Class labels run from 0 to ``classes − 1``; the label ``classes`` means "no class", and is what a
-conditional network is given when it is trained or called without one. A network that is trained on
-augmented images is told how, as ``net(x, time, label, augment=a)``; without ``a`` it takes its
-image to be as it is (see `genflow.nn.labels`).
+conditional network is given when it is trained or called without one. Behind a label stands a row
+of a table, or one of each table where every block of a network has its own; such rows may be given
+instead of the label (see `genflow.nn.rows`). A network that is trained on augmented images is told
+how, as ``net(x, time, label, augment=a)``; without ``a`` it takes its image to be as it is (see
+`genflow.nn.labels`).
 """
 
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UserError
 from genflow.nn.labels import AugmentedDiT, AugmentedUNet, Labels
+from genflow.nn.rows import tables
 from genflow.nn.skips import faded
 
 
@@ -102,7 +105,7 @@ _CALLS: dict[str, Callable[..., Tensor]] = {
 
 
 class Net(nn.Module):
-    r"""A model of diffusers, called as ``net(x, time, label=None, augment=None)``.
+    r"""A model of diffusers, called as ``net(x, time, label=None, embedding=None, augment=None)``.
 
     Args:
         model: A `UNet2DModel`, a `DiTTransformer2DModel`, one of their augmented kinds, or a
@@ -136,6 +139,7 @@ class Net(nn.Module):
         )
         self.classes = None if count is None else count - 1
         self.augment = config.get("augment", 0)
+        self._rows = [] if self.classes is None else tables(model)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,11 +160,30 @@ class Net(nn.Module):
 
         return faded(self.model, skips)
 
+    def embed(self, label: Tensor) -> Tensor:
+        """What stands behind class labels, the null class among them.
+
+        Args:
+            label: Class labels, with shape (B).
+
+        Returns:
+            Embeddings, with shape (B, R, E): a row of each of the R tables of the network.
+
+        Raises:
+            UserError: If the model has no classes.
+        """
+
+        if self.classes is None:
+            raise UserError("label is given, but this network was built without classes.")
+
+        return torch.stack([table(label) for table in self._rows], dim=1)
+
     def forward(
         self,
         x: Tensor,
         time: Tensor,
         label: Tensor | None = None,
+        embedding: Tensor | None = None,
         augment: Tensor | None = None,
     ) -> Tensor:
         r"""Calls the model.
@@ -169,19 +192,24 @@ class Net(nn.Module):
             x: The input, with shape (B, \*).
             time: What the network is told about time, with shape () or (B).
             label: Class labels, with shape (B); the null class if None and the model has classes.
+            embedding: Embeddings in place of labels, with shape (B, R, E), as `embed` makes them.
             augment: How the images were augmented, with shape (B, features); not at all if None.
 
         Returns:
             The output, with shape (B, \*).
 
         Raises:
-            UserError: If labels are given to a model without classes, or augmentations to one that
+            UserError: If labels or embeddings are given to a model without classes, or both of
+                them, or embeddings have another shape, or augmentations are given to a model that
                 was built without their features.
         """
 
         if self.classes is None:
-            if label is not None:
-                raise UserError("label is given, but this network was built without classes.")
+            if label is not None or embedding is not None:
+                name = "embedding" if label is None else "label"
+                raise UserError(f"{name} is given, but this network was built without classes.")
+        elif embedding is not None:
+            label = self._checked(label, embedding)
         elif label is None:
             label = torch.full((len(x),), self.classes, device=x.device)
 
@@ -197,6 +225,22 @@ class Net(nn.Module):
             augment = x.new_zeros(len(x), self.augment)
 
         return self._call(self.model, x, time, (label, augment))
+
+    def _checked(self, label: Tensor | None, embedding: Tensor) -> Tensor:
+        """Embeddings that can be handed through."""
+
+        if label is not None:
+            raise UserError("label and embedding are both given: give one of the two.")
+
+        R, E = len(self._rows), self._rows[0].embedding_dim
+
+        if embedding.shape[1:] != (R, E) or not embedding.is_floating_point():
+            raise UserError(
+                f"embedding has shape {tuple(embedding.shape)} and dtype {embedding.dtype}: this "
+                f"network takes (B, {R}, {E}) in floating point."
+            )
+
+        return embedding
 
 
 class UNet(Net):

@@ -3,18 +3,30 @@
 A denoiser knows conditions by name, with a row for each sample. Here the words of a call become
 such rows: a value may be one for all samples or one each, and a batch takes its part of it. What
 stands for "no condition" is found in the same way: the null class, or the negative prompt, which
-is a prompt like any other.
+is a prompt like any other. Conditions that were found by optimisation are kept in a file.
 """
 
-__all__ = ["Prompts", "asked", "numbered", "part", "rows"]
+__all__ = [
+    "Prompts",
+    "asked",
+    "load_conditions",
+    "numbered",
+    "part",
+    "rows",
+    "save_conditions",
+]
 
 from collections.abc import Callable, Mapping, Sequence
+import os
 from typing import Any
 
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 import torch
 from torch import Tensor
 
 from genflow.errors import UserError
+from genflow.files import writing
 
 Prompt = str | Sequence[str]
 
@@ -129,6 +141,37 @@ def _number(value: Any, classes: int, names: list[str]) -> int:
         raise UserError(f"label is {int(value)}: 0 … {classes - 1} are allowed.")
 
     return int(value)
+
+
+def save_conditions(file: str | os.PathLike[str], values: Mapping[str, Tensor]) -> None:
+    """Writes conditions by name to a safetensors file.
+
+    Raises:
+        UserError: If writing fails.
+    """
+
+    with writing(file) as part:
+        save_file({k: v.detach().cpu().contiguous() for k, v in values.items()}, part)
+
+
+def load_conditions(file: str | os.PathLike[str]) -> dict[str, Tensor]:
+    """Reads conditions that `save_conditions` wrote.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+
+    Example:
+        >>> pipe(16, conditions=load_conditions("out/invert/embedding.safetensors"))
+    """
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"conditions '{file}' cannot be read ({reason}): give a safetensors file that genflow "
+            "invert wrote."
+        ) from None
 
 
 class Prompts:

@@ -7,8 +7,8 @@ out. A row of the table says it all:
 ====================== =============================================== =======================
 family                 conditions                                      remarks
 ====================== =============================================== =======================
-UNet2DModel            ``label`` if it has classes                     last class: none
-DiTTransformer2DModel  ``label``                                       first half: the answer
+UNet2DModel            ``label`` or ``embedding`` if it has classes    last class: none
+DiTTransformer2DModel  ``label`` or ``embedding``                      first half: the answer
 UNet2DConditionModel   ``prompt_embeds``; on SDXL also                 SD 1, 2 and XL
                        ``pooled_prompt_embeds``, ``time_ids``
 SD3Transformer2DModel  ``prompt_embeds``, ``pooled_prompt_embeds``
@@ -46,12 +46,17 @@ class Labelled(Net):
     """A network with class labels, or without conditions."""
 
     def forward(
-        self, x: Tensor, time: Tensor, label: Tensor | None = None, **unknown: Any
+        self,
+        x: Tensor,
+        time: Tensor,
+        label: Tensor | None = None,
+        embedding: Tensor | None = None,
+        **unknown: Any,
     ) -> Tensor:
         r"""See `genflow.nn.Net`; unknown conditions are refused."""
 
-        _refuse(unknown, () if self.classes is None else ("label",))
-        return super().forward(x, time, label)
+        _refuse(unknown, () if self.classes is None else ("label", "embedding"))
+        return super().forward(x, time, label, embedding)
 
 
 class Prompted(nn.Module):

@@ -7,7 +7,6 @@ stood.
 
 __all__ = [
     "carry_out",
-    "described",
     "evaluate",
     "generate",
     "parse_seeds",
@@ -31,6 +30,7 @@ from torch import Tensor
 from genflow import viz
 from genflow.errors import UserError
 from genflow.files import write_text, writing
+from genflow.pipelines.claims import described, prepare
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.samples import Samples
 from genflow.version import __version__
@@ -200,7 +200,7 @@ def carry_out(
         **(record or {}),
     }
     command = settings.pop("command", None)
-    _prepare(output, file, settings, n, overwrite, resume)
+    prepare(output, file, settings, n, overwrite, resume)
 
     done = [k for k in indices if images and (output / _name(k)).exists()]
     todo = sorted(set(indices) - set(done))
@@ -260,56 +260,6 @@ def _json(record: dict[str, Any]) -> str:
         text += f',\n "{name}": [\n  {body}\n ]'
 
     return text + "\n}\n"
-
-
-def described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
-    """The sampler's options as JSON values."""
-
-    known = {k: v for k, v in options.items() if v is not None and k != "schedule"}
-    schedule = options.get("schedule")
-
-    if schedule is None and not {"sampler", "steps"} & set(known):
-        schedule = pipeline.schedule
-    if schedule is not None:
-        return {**known, "schedule": json.loads(schedule.to_json())}
-
-    return {"sampler": pipeline.sampler, "steps": pipeline.steps, **known}
-
-
-def _prepare(
-    output: Path, file: Path, settings: dict[str, Any], n: int, overwrite: bool, resume: bool
-) -> None:
-    """Refuses a folder that is taken; empties it of an older job when told to."""
-
-    if output.exists() and not output.is_dir():
-        raise UserError(f"output '{output}' is a file: give a folder.")
-
-    taken = sorted(output.iterdir()) if output.exists() else []
-    others = [p for p in taken if n > 1 and p.name.startswith("meta-")]
-
-    if not taken or (n > 1 and others and not file.exists() and not overwrite):
-        return
-
-    if resume and file.exists():
-        before = json.loads(file.read_text(encoding="utf-8"))
-        asked = json.loads(json.dumps(settings))
-        changed = [k for k, v in asked.items() if before.get(k) != v]
-        if changed:
-            raise UserError(
-                f"output '{output}' holds a job with another {changed[0]}: resume needs the same "
-                "settings, give another folder or say overwrite."
-            )
-        return
-
-    if not overwrite:
-        raise UserError(
-            f"output '{output}' is not empty: give another folder, or say --overwrite true, or "
-            "--resume true to go on with the same job."
-        )
-
-    for p in [*taken, *output.glob("images/*.png")]:
-        if p.suffix in (".png", ".json", ".npy", ".part") and p.is_file():
-            p.unlink()
 
 
 def _store(

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from genflow.errors import UserError
 from genflow.models import Clipped, Denoiser, Guided, Preconditioned, Rectified
+from genflow.nn import Checkpointed
 from genflow.pipelines.codecs import Codec
 from genflow.pipelines.conditions import Prompt, Prompts, numbered, rows
 from genflow.solvers import Adaptive, Sampler, SolverSchedule, build
+from genflow.solvers.adjoint import Direct, Gradient, NoGradient, policy
 from genflow.solvers.registry import preset
 
 
@@ -110,12 +112,12 @@ class Model:
         sampler: str | None = None,
         steps: int | None = None,
         schedule: SolverSchedule | None = None,
-        guidance: float = 1.0,
+        guidance: float | Tensor = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
         negative: Prompt | None = None,
         null: Mapping[str, Any] | None = None,
         clip: bool = False,
-        gradient: str = "none",
+        gradient: str | Gradient = "none",
         **options: Any,
     ) -> Sampler | Adaptive:
         """The sampler of a call, with guidance and clipping around the denoiser.
@@ -125,14 +127,15 @@ class Model:
                 schedule is given.
             steps: The number of steps.
             schedule: A schedule on this pipeline's path.
-            guidance: The weight of classifier-free guidance; 1 is none.
+            guidance: The weight of classifier-free guidance; 1 is none. A number, or a tensor with
+                shape () or (B), which may want a gradient.
             interval: The times inside which guidance acts.
             negative: What guidance leads away from, instead of the empty prompt: one for all
                 samples, or one each.
             null: The conditions that guidance leads away from, by name, instead of those of
                 ``negative`` or of the null class.
             clip: Whether the data estimate is clamped to [−1, 1].
-            gradient: The gradient policy.
+            gradient: The gradient policy, a name or a record of `genflow.solvers.adjoint`.
             options: Options of the sampler and of its grid.
 
         Raises:
@@ -142,7 +145,7 @@ class Model:
 
         denoiser: Denoiser = self.denoiser.eval()
 
-        if guidance != 1.0:
+        if isinstance(guidance, Tensor) or guidance != 1.0:
             null = self._null(guidance, negative) if null is None else null
             denoiser = Guided(denoiser, guidance, null, interval=interval)
         elif negative is not None:
@@ -169,7 +172,7 @@ class Model:
         spacing = {} if preset(name).make is None else self.spacing
         return build(name, denoiser, count, gradient=gradient, **{**spacing, **options})
 
-    def _null(self, guidance: float, negative: Prompt | None) -> dict[str, Any]:
+    def _null(self, guidance: float | Tensor, negative: Prompt | None) -> dict[str, Any]:
         """What stands for no condition: the null class, or the negative prompt."""
 
         if self.condition is None:
@@ -177,9 +180,11 @@ class Model:
                 raise UserError(f"negative is {negative!r}, but this pipeline takes no prompts.")
             if self.classes is None:
                 raise UserError(
-                    f"guidance is {guidance}, but this pipeline has no classes: leave it at 1."
+                    f"guidance is {float(guidance)}, but this pipeline has no classes: leave it "
+                    "at 1."
                 )
-            return {"label": self.classes}
+            none = torch.tensor([self.classes], device=self.device)
+            return {"label": self.classes, "embedding": self.denoiser.net.embed(none).detach()}
 
         return self.condition.null([negative] if isinstance(negative, str) else negative)
 
@@ -198,7 +203,7 @@ class Model:
             label: Class numbers, with shape (n).
             prompt: A prompt for all samples, or one each.
             given: Conditions by name, tensors with 1 or n rows or numbers; they join those of the
-                prompt, and win over them.
+                prompt, and win over them, as an ``embedding`` does over classes.
 
         Returns:
             Tensors with n rows, by name.
@@ -219,7 +224,12 @@ class Model:
                 "prompt is missing: this pipeline draws from text, as in pipe('a cat')."
             )
 
-        return rows({**found, **(given or {})}, n, self.device)
+        given = given or {}
+
+        if "embedding" in given:
+            found.pop("label", None)
+
+        return rows({**found, **given}, n, self.device)
 
     def labels(self, label: Any, n: int) -> Tensor | None:
         """Class labels for n samples.
@@ -246,7 +256,7 @@ class Model:
         label: Tensor | None = None,
         prompt: Prompt | None = None,
         conditions: Mapping[str, Any] | None = None,
-        gradient: str = "none",
+        gradient: str | Gradient = "none",
         **options: Any,
     ) -> Tensor:
         r"""From noise to data, tensor to tensor.
@@ -256,7 +266,9 @@ class Model:
             label: Class numbers, with shape (B).
             prompt: A prompt for all, or one each.
             conditions: Further conditions by name, with 1 or B rows.
-            gradient: ``"none"``, or ``"direct"`` for a result with a ``grad_fn``.
+            gradient: How gradients pass through: ``"none"``; ``"exact"``, at the memory of one
+                call of the network; another name, or a record of `genflow.solvers.adjoint`. Under
+                policies that repeat calls latents are decoded again, too, one by one.
             options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
 
         Returns:
@@ -266,10 +278,14 @@ class Model:
         cond = self.conditions(len(x), label=label, prompt=prompt, given=conditions)
         return self.decoded(self.build(gradient=gradient, **options)(x, **cond), gradient)
 
-    def decoded(self, x: Tensor, gradient: str) -> Tensor:
+    def decoded(self, x: Tensor, gradient: str | Gradient) -> Tensor:
         """Samples of final states: the images of latents, or the states themselves."""
 
         if self.codec is None:
             return x
-        with torch.set_grad_enabled(gradient != "none" and torch.is_grad_enabled()):
-            return self.codec.decode(x)
+
+        kind = policy(gradient)
+
+        with torch.set_grad_enabled(not isinstance(kind, NoGradient) and torch.is_grad_enabled()):
+            again = not isinstance(kind, (NoGradient, Direct))
+            return (Checkpointed(self.codec.decode) if again else self.codec.decode)(x)

@@ -97,7 +97,8 @@ class Pipeline(Model):
             raise UserError(f"n is {n} and there are {len(seeds)} seeds: give one of the two.")
 
         seeds = list(seeds)
-        labels = self.labels(label, len(seeds))
+        free = "embedding" in (options.get("conditions") or {})
+        labels = None if free and label is None else self.labels(label, len(seeds))
         options |= {"prompt": prompt, "batch_size": batch_size}
         batches = list(self.batches(seeds, labels, **options))
         return _joined(batches, self.event)

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from genflow import viz
 from genflow.data.pixels import to_uint8
-from genflow.pipelines.jobs import carry_out, described, save_picture, tiles
+from genflow.pipelines.claims import described
+from genflow.pipelines.jobs import carry_out, save_picture, tiles
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.samples import Samples
 

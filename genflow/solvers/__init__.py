@@ -1,6 +1,8 @@
 """How it is solved: schedules, the table they compile to, and the one loop."""
 
+from genflow.solvers import adjoint
 from genflow.solvers.adaptive import Adaptive
+from genflow.solvers.adjoint import Continuous, Gradient, Truncated
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.registry import PRESETS, build, register, schedule_for
 from genflow.solvers.rollout import rollout
@@ -14,12 +16,16 @@ __all__ = [
     "PRESETS",
     "Adaptive",
     "Alteration",
+    "Continuous",
     "Corrector",
+    "Gradient",
     "Sampler",
     "SolverSchedule",
     "Statistics",
     "Step",
     "Tableau",
+    "Truncated",
+    "adjoint",
     "build",
     "estimate",
     "register",

@@ -17,6 +17,8 @@ from torchdiffeq import odeint
 from genflow.errors import UserError
 from genflow.models.denoisers import Denoiser
 from genflow.models.noise import Generators
+from genflow.solvers.adjoint import Continuous, Direct, Gradient, NoGradient, policy
+from genflow.solvers.solves import Solve
 
 
 class Adaptive(nn.Module):
@@ -29,7 +31,9 @@ class Adaptive(nn.Module):
         method: A method of torchdiffeq: ``"dopri5"``, ``"dopri8"``, ``"bosh3"`` …
         start: The time of noise; the path's ``t_max`` if None.
         stop: The time of data; the path's ``t_min`` if None.
-        gradient: ``"none"`` or ``"direct"`` (autograd through the solver).
+        gradient: ``"none"``, ``"direct"`` (autograd through the solver), or a
+            [`Continuous`][genflow.solvers.adjoint.Continuous] with an adaptive method or with
+            times: the adjoint equation, at the memory of one call.
 
     Attributes:
         nfe: The number of calls of the last solve, 0 before the first.
@@ -50,22 +54,30 @@ class Adaptive(nn.Module):
         method: str = "dopri5",
         start: float | None = None,
         stop: float | None = None,
-        gradient: str = "none",
+        gradient: str | Gradient = "none",
     ) -> None:
         super().__init__()
 
         if not (rtol > 0 and atol > 0):
             raise UserError(f"rtol is {rtol} and atol is {atol}: both must be above 0.")
-        if gradient not in ("none", "direct"):
-            raise UserError(f"gradient is '{gradient}': 'none' and 'direct' are allowed.")
 
+        kind = policy(gradient)
         path = denoiser.path
         self.denoiser = denoiser
         self.rtol, self.atol, self.method = rtol, atol, method
         self.start = path.t_max if start is None else start
         self.stop = path.t_min if stop is None else stop
-        self.gradient = gradient
+        self.gradient = kind
         self.nfe = 0
+
+        if isinstance(kind, Continuous) and not kind.stored:
+            kind.check_times(denoiser, (self.start, self.stop))
+        elif not isinstance(kind, (NoGradient, Direct)):
+            raise UserError(
+                f"gradient is {gradient!r}, and a solver that chooses its steps allows 'none', "
+                "'direct', and Continuous with an adaptive method or times: take one of these, or "
+                "a sampler with fixed steps."
+            )
 
     def init(
         self,
@@ -92,6 +104,21 @@ class Adaptive(nn.Module):
         return self._solve(x, self.stop, self.start, cond)
 
     def _solve(self, x: Tensor, t: float, s: float, cond: dict[str, Any]) -> Tensor:
+        if isinstance(self.gradient, Continuous) and torch.is_grad_enabled():
+            return Solve(
+                self.gradient,
+                self.denoiser,
+                (self.denoiser,),
+                cond,
+                (t, s),
+                (),
+                lambda x, _: self._integrate(x, t, s, cond),
+            )(x)
+
+        with torch.set_grad_enabled(isinstance(self.gradient, Direct) and torch.is_grad_enabled()):
+            return self._integrate(x, t, s, cond)
+
+    def _integrate(self, x: Tensor, t: float, s: float, cond: dict[str, Any]) -> Tensor:
         calls, ends = 0, (min(t, s), max(t, s))
 
         def velocity(t: Tensor, x: Tensor) -> Tensor:
@@ -103,17 +130,16 @@ class Adaptive(nn.Module):
         work = torch.float64 if x.dtype == torch.float64 else torch.float32
         times = torch.tensor([t, s], dtype=work, device=x.device)
 
-        with torch.set_grad_enabled(self.gradient == "direct" and torch.is_grad_enabled()):
-            # A step is made to the end exactly: none goes past it.
-            path = odeint(
-                velocity,
-                x,
-                times,
-                rtol=self.rtol,
-                atol=self.atol,
-                method=self.method,
-                options={"step_t": times[1:]},
-            )
+        # A step is made to the end exactly: none goes past it.
+        path = odeint(
+            velocity,
+            x,
+            times,
+            rtol=self.rtol,
+            atol=self.atol,
+            method=self.method,
+            options={"step_t": times[1:]},
+        )
 
         self.nfe = calls
         return path[-1]

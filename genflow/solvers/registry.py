@@ -22,6 +22,7 @@ from genflow.models.grids import grid
 from genflow.models.paths import Path
 from genflow.solvers import flows, presets, tables
 from genflow.solvers.adaptive import Adaptive
+from genflow.solvers.adjoint import Gradient
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.samplers import Sampler
 from genflow.solvers.schedules import SolverSchedule
@@ -39,6 +40,7 @@ class Preset:
         nfe: The number of calls for N steps, in words.
         title: The title of the source.
         url: Its address.
+        gradient: The gradient policy that it is built with unless another is given.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Preset:
     nfe: str
     title: str
     url: str
+    gradient: str = "none"
 
     @property
     def options(self) -> dict[str, Any]:
@@ -65,12 +68,18 @@ PRESETS: dict[str, Preset] = {}
 
 
 def register(
-    name: str, *, order: str, nfe: str = "N", title: str = "", url: str = ""
+    name: str,
+    *,
+    order: str,
+    nfe: str = "N",
+    title: str = "",
+    url: str = "",
+    gradient: str = "none",
 ) -> Callable[[Callable], Callable]:
     """Adds a function (path, times, **options) → schedule or table to the registry."""
 
     def add(make: Callable) -> Callable:
-        PRESETS[name] = Preset(name, make, order, nfe, title, url)
+        PRESETS[name] = Preset(name, make, order, nfe, title, url, gradient)
         return make
 
     return add
@@ -149,7 +158,7 @@ def build(
     denoiser: Denoiser,
     steps: int = 20,
     *,
-    gradient: str = "none",
+    gradient: str | Gradient | None = None,
     statistics: Statistics | None = None,
     mean: Tensor | None = None,
     **options: Any,
@@ -160,7 +169,8 @@ def build(
         name: A name of the registry; ``genflow samplers`` lists them.
         denoiser: The denoiser.
         steps: The number of steps.
-        gradient: The gradient policy, as in `Sampler`.
+        gradient: The gradient policy, as in `Sampler`; the sampler's own if None, which is
+            ``"none"`` but for adjoint-dpm.
         statistics: The statistics of DPM-Solver-v3, as in `Sampler`.
         mean: The mean of the data, as in `Sampler`.
         options: Options of the grid and of the method, as in
@@ -174,6 +184,7 @@ def build(
     """
 
     entry = preset(name)
+    gradient = entry.gradient if gradient is None else gradient
 
     if entry.make is None:
         _, method = _split(entry, options)
@@ -282,6 +293,20 @@ def _deis(
             lower_final=lower_final,
         )
     return tables.adams(path, times, order=order, variable=variable)
+
+
+@register(
+    "adjoint-dpm",
+    order="1",
+    title="AdjointDPM: Adjoint Sensitivity Method for Gradient Backpropagation of Diffusion "
+    "Probabilistic Models",
+    url="https://arxiv.org/abs/2307.10711",
+    gradient="continuous",
+)
+def _adjoint_dpm(path: Path, times: Sequence[float]) -> SolverSchedule:
+    """Euler's method in ρ, which is DDIM; its gradients solve the adjoint equation."""
+
+    return presets.ddim(path, times)
 
 
 PRESETS["dopri5"] = Preset(

@@ -14,17 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError
 from genflow.models.denoisers import Denoiser
 from genflow.models.noise import Generators, draw
 from genflow.models.paths import broadcast
+from genflow.solvers.adjoint import Gradient, Run, policy
 from genflow.solvers.alterations import Alteration
 from genflow.solvers.empirical import Statistics
-from genflow.solvers.rollout import Observe, Stage, rollout
+from genflow.solvers.rollout import Observe, Stage
 from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau, tabulate
-
-GRADIENTS = ("none", "direct")
 
 
 class Sampler(nn.Module):
@@ -33,15 +32,16 @@ class Sampler(nn.Module):
     Args:
         denoiser: The denoiser.
         schedule: A schedule, which is compiled on the denoiser's path, or a table.
-        gradient: ``"none"``, or ``"direct"``: autograd through every step, which keeps the
-            activations of all calls.
+        gradient: How gradients pass through: ``"none"``, ``"exact"`` (at the memory of one call),
+            ``"direct"``, ``"truncated"``, ``"continuous"``, or a record of
+            `genflow.solvers.adjoint`.
         statistics: The statistics of DPM-Solver-v3, for empirical steps.
         mean: The mean of the data, with the shape of a sample, for a first step from the mean.
 
     Raises:
-        UserError: If the schedule cannot be compiled, the gradient policy is unknown, the first
-            step needs a mean and there is none, a step alters what the network has not, or its
-            share of fresh noise is wrong for the denoiser.
+        UserError: If the schedule cannot be compiled, the gradient policy is unknown or cannot
+            serve it, the first step needs a mean and there is none, a step alters what the
+            network has not, or its share of fresh noise is wrong for the denoiser.
 
     Example:
         >>> sampler = Sampler(denoiser, schedule_for("unipc", denoiser.path, steps=8))
@@ -52,15 +52,14 @@ class Sampler(nn.Module):
         self,
         denoiser: Denoiser,
         schedule: SolverSchedule | Tableau,
-        gradient: str = "none",
+        gradient: str | Gradient = "none",
         *,
         statistics: Statistics | None = None,
         mean: Tensor | None = None,
     ) -> None:
         super().__init__()
 
-        if gradient not in GRADIENTS:
-            raise UserError(f"gradient is '{gradient}'{nearest(gradient, GRADIENTS)}")
+        self.gradient = policy(gradient)
 
         if isinstance(schedule, SolverSchedule):
             self.schedule: SolverSchedule | None = schedule
@@ -76,7 +75,6 @@ class Sampler(nn.Module):
 
         self._check_noise(denoiser)
         self.denoiser = denoiser
-        self.gradient = gradient
         self.register_buffer("mean", mean, persistent=False)
         self.tableau.prepare()
         time = self.tableau.time
@@ -86,6 +84,8 @@ class Sampler(nn.Module):
         for change in {step.change for step in self.schedule.steps} if self.schedule else ():
             with self._changed(change):
                 pass
+
+        self.gradient.check(self.denoiser, self.tableau, self.schedule)
 
     def _check_noise(self, denoiser: Denoiser) -> None:
         """Refuses a share of fresh noise that is wrong for the denoiser."""
@@ -201,7 +201,9 @@ class Sampler(nn.Module):
         Args:
             x: The initial states, with shape (B, \*).
             generator: For fresh noise (η or churn): one generator, or one for each sample.
-            observe: Called as ``observe(i, x, output)`` after each call of the denoiser.
+            observe: Called as ``observe(i, x, output)`` for each call of the denoiser in turn,
+                or, under gradient policies other than ``"none"`` and ``"direct"``, when all are
+                made. What it keeps may be part of a loss.
             cond: Named conditions, each with B rows.
 
         Returns:
@@ -226,8 +228,11 @@ class Sampler(nn.Module):
             def fresh(i: int, x: Tensor) -> Tensor:
                 return draw(normal, x.shape, generator)
 
-        with torch.set_grad_enabled(self.gradient != "none" and torch.is_grad_enabled()):
-            return rollout(self.stages(**cond), x, self.tableau, noise=fresh, observe=observe)
+        parts = (self.denoiser, self._called, self.mean)
+        run = Run(
+            self.stages, self.denoiser, parts, self.tableau, x, cond, generator, fresh, observe
+        )
+        return self.gradient.run(run) if torch.is_grad_enabled() else run.plain()
 
 
 def _fits(event: tuple[int, ...], shape: tuple[int, ...]) -> bool:

@@ -81,6 +81,7 @@ class Tableau:
         begins: Whether each stage begins a step, rather than looks ahead or corrects inside one;
             None if all do.
         kick: How fresh noise is scaled; None if it is Gaussian.
+        stop: The time whose law the final state has, with shape () or (B); None if unknown.
     """
 
     time: Tensor
@@ -91,6 +92,7 @@ class Tableau:
     start: Tensor | None = None
     begins: tuple[bool, ...] | None = None
     kick: Kick | None = None
+    stop: Tensor | None = None
 
     @property
     def nfe(self) -> int:
@@ -228,6 +230,7 @@ def tabulate(
         noise=torch.stack(noise),
         source=schedule.steps[0].source,
         begins=(*whole, *(False,) * (len(rows) - len(whole))),
+        stop=t[-1],
     )
 
 
@@ -292,6 +295,7 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         return torch.stack(parts, dim=-1).repeat_interleave(n, dim=-1)
 
     starts = [t.time[0] if t.start is None else t.start for t in tables]
+    stops = [t.stop for t in tables if t.stop is not None]
 
     return Tableau(
         time=spread([t.time for t in tables]),
@@ -301,4 +305,5 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         source=first.source,
         start=spread(starts),
         kick=Kick(law, spread([t.kick.sigma for t in tables])) if law else None,
+        stop=spread(stops) if len(stops) == len(tables) else None,
     )

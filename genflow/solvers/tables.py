@@ -88,6 +88,7 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
         noise=torch.zeros(len(rows) + 1, dtype=torch.float64),
         reads="velocity",
         begins=tuple(begins),
+        stop=t[-1],
     )
 
 
@@ -185,6 +186,7 @@ def karras_heun(
         start=t[0],
         kick=Kick(path.noise, torch.stack(before)) if heavy else None,
         begins=tuple(begins),
+        stop=t[-1],
     )
 
 
@@ -261,6 +263,7 @@ def adams(
         time=t[:-1],
         weight=torch.stack(rows),
         noise=torch.zeros(len(t), dtype=torch.float64),
+        stop=t[-1],
     )
 
 

@@ -227,3 +227,36 @@ def test_a_name_that_is_no_folder():
         Pipeline.from_pretrained("nowhere")
     with pytest.raises(UserError, match="the hub did not give it"):
         Pipeline.from_pretrained("nobody/nothing-at-all")
+
+
+def test_an_embedding_is_a_condition_like_any_other(pipe, tmp_path):
+    """For the class, with guidance away from no class, from a file, and in a generating job."""
+
+    from genflow.pipelines.conditions import load_conditions, save_conditions
+
+    rows = pipe.denoiser.net.embed(torch.tensor([2, 0]))
+    for guidance in (1.0, 3.0):
+        ours = pipe(seeds=[4, 5], conditions={"embedding": rows}, guidance=guidance)
+        theirs = pipe(seeds=[4, 5], label=[2, 0], guidance=guidance)
+        assert torch.equal(ours.x, theirs.x) and ours.label is None
+    save_conditions(tmp_path / "e.safetensors", {"embedding": rows[:1]})
+    kept = load_conditions(tmp_path / "e.safetensors")
+    assert torch.equal(pipe(seeds=[4, 5], conditions=kept).x, pipe(seeds=[4, 5], label=2).x)
+    with pytest.raises(UserError, match="holds 2 values for 3 samples"):
+        pipe(3, conditions={"embedding": rows})
+    (tmp_path / "bad").write_bytes(b"x")
+    with pytest.raises(UserError, match="conditions '.*bad' cannot be read"):
+        load_conditions(tmp_path / "bad")
+
+
+def test_the_weight_of_guidance_may_be_a_tensor(pipe):
+    """One for all or one each, and 1 is a weight like any other where a gradient is wanted."""
+
+    weights = torch.tensor([1.0, 3.0])
+    each = pipe.sample(x := torch.randn(2, 1, 8, 8), label=torch.tensor([0, 1]), guidance=weights)
+    for i, w in enumerate((1.0, 3.0)):
+        one = pipe.sample(x[i : i + 1], label=torch.tensor([i]), guidance=w)
+        torch.testing.assert_close(each[i : i + 1], one, rtol=1e-4, atol=1e-5)
+    w = torch.tensor(1.0, requires_grad=True)
+    pipe.sample(x, label=torch.tensor([0, 1]), guidance=w, gradient="exact").sum().backward()
+    assert w.grad.abs() > 0

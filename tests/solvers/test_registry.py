@@ -39,7 +39,8 @@ def needs(name):
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_builds_with_its_defaults(name):
     adaptive = PRESETS[name].make is None
-    sampler = build(name, truth()) if adaptive else build(name, truth(), 6, **needs(name))
+    options = {} if adaptive else {"steps": 6, **needs(name)}
+    sampler = build(name, truth(), gradient="none", **options)
     x = sampler.init((3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     out = sampler(x)
     assert out.shape == (3, 2) and bool(out.isfinite().all())
@@ -54,7 +55,7 @@ def test_every_preset_builds_with_its_defaults(name):
 def test_every_preset_is_finite_on_every_path(kind, name, N, final):
     """From the path's own start to either end, clean data included."""
 
-    sampler = build(name, truth(PATHS[kind]), N, final=final, **needs(name))
+    sampler = build(name, truth(PATHS[kind]), N, gradient="none", final=final, **needs(name))
     x = sampler.init((3, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert bool(sampler(x).isfinite().all())
 
