@@ -18,6 +18,7 @@ import sys
 from genflow.commands import schedule
 from genflow.commands.evaluate import evaluate
 from genflow.commands.generate import generate
+from genflow.commands.search import search
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
 from genflow.errors import UserError, nearest
@@ -42,6 +43,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "export": export,
     "generate": generate,
     "evaluate": evaluate,
+    "search": search,
     "samplers": schedule.samplers,
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }

@@ -1,6 +1,21 @@
 """Networks."""
 
+from genflow.nn.blocks import altered, blocks_of
+from genflow.nn.costs import Costs, flops, seconds
 from genflow.nn.nets import MLP, DiT, Net, UNet, VectorMLP
 from genflow.nn.skips import faded, skip_counts
 
-__all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP", "faded", "skip_counts"]
+__all__ = [
+    "MLP",
+    "Costs",
+    "DiT",
+    "Net",
+    "UNet",
+    "VectorMLP",
+    "altered",
+    "blocks_of",
+    "faded",
+    "flops",
+    "seconds",
+    "skip_counts",
+]

@@ -11,7 +11,7 @@ conditional network is given when it is trained or called without one.
 
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 
 from diffusers import ConfigMixin, DiTTransformer2DModel, ModelMixin, UNet2DModel
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+from genflow.nn.blocks import Memory, altered
 from genflow.nn.skips import faded
 
 
@@ -142,6 +143,14 @@ class Net(nn.Module):
         """
 
         return faded(self.model, skips)
+
+    def altered(self, modes: Mapping[str, str], memory: Memory) -> AbstractContextManager[None]:
+        """A context of one call, in which blocks are kept, dropped or reused.
+
+        See [`genflow.nn.blocks`][genflow.nn.blocks.altered].
+        """
+
+        return altered(self.model, modes, memory)
 
     def forward(self, x: Tensor, time: Tensor, label: Tensor | None = None) -> Tensor:
         r"""Calls the model.

@@ -19,7 +19,7 @@ References:
     https://openreview.net/forum?id=W2d3LZbhhI
 """
 
-__all__ = ["Tableau", "stack", "tabulate"]
+__all__ = ["Tableau", "stack", "stage_changes", "tabulate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,6 +32,7 @@ from torch import Tensor
 
 from genflow.errors import UserError
 from genflow.models.paths import Path
+from genflow.solvers.alterations import UNCHANGED, Alteration
 from genflow.solvers.compiler import Compiler
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.schedules import SolverSchedule
@@ -52,6 +53,7 @@ class Tableau:
         source: Where the first stage comes from, as in `Step`.
         start: The time whose law the initial state has, with shape () or (B); it differs from
             ``time[0]`` if noise is added before the first stage.
+        changes: How the network is altered at each of the N stages; empty if it never is.
     """
 
     time: Tensor
@@ -60,6 +62,7 @@ class Tableau:
     reads: Literal["data", "velocity"] = "data"
     source: Literal["model", "noise", "mean"] = "model"
     start: Tensor | None = None
+    changes: tuple[Alteration, ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -136,6 +139,7 @@ def tabulate(
     statistics: Statistics | None = None,
     *,
     times: Tensor | None = None,
+    relax: Tensor | None = None,
 ) -> Tableau:
     r"""Compiles a schedule on a path.
 
@@ -145,6 +149,8 @@ def tabulate(
         statistics: The statistics of DPM-Solver-v3, for ``"empirical"`` steps.
         times: Times that replace the schedule's, in float64, with shape (N + 1), when gradients
             with respect to them are wanted.
+        relax: Relaxations that replace the schedule's, likewise: of each step's slope, and of its
+            corrector's, with shape (N, 2).
 
     Returns:
         The table, on the CPU in float64.
@@ -174,7 +180,7 @@ def tabulate(
 
     t = torch.tensor(schedule.times, dtype=torch.float64) if times is None else times
     used = any(step.predict == "empirical" for step in schedule.steps)
-    compiler = Compiler(schedule, t, path, statistics if used else None)
+    compiler = Compiler(schedule, t, path, statistics if used else None, relax)
     rows, noise = compiler.rows()
     weight = torch.stack(torch.broadcast_tensors(*rows))
 
@@ -188,12 +194,32 @@ def tabulate(
             f"{schedule.times[bad]}): keep its times inside the path."
         )
 
+    changes = tuple(change or UNCHANGED for change in stage_changes(schedule))
+
     return Tableau(
         time=t[: len(rows)],
         weight=_trim(weight),
         noise=torch.stack(noise),
         source=schedule.steps[0].source,
+        changes=changes if any(changes) else (),
     )
+
+
+def stage_changes(schedule: SolverSchedule) -> list[Alteration | None]:
+    """How each stage of a schedule alters the network; None for a stage that does not call it.
+
+    Args:
+        schedule: The schedule.
+    """
+
+    steps = schedule.steps
+    steps = [*steps, steps[-1]] if steps[-1].correct is not None else steps
+    changes: list[Alteration | None] = [step.change or UNCHANGED for step in steps]
+
+    if steps[0].source != "model":
+        changes[0] = None
+
+    return changes
 
 
 def _gaussian(path: Path) -> bool:
@@ -224,8 +250,8 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         A table whose last dimension runs over the samples.
 
     Raises:
-        UserError: If the tables differ in their number of stages or in what they read, or hold
-            statistics per element.
+        UserError: If the tables differ in their number of stages, in what they read or in how they
+            alter the network, or hold statistics per element.
     """
 
     first = tables[0]
@@ -241,6 +267,12 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
             "a population needs tables with the same number of stages, the same reads and source, "
             f"and plain weights, and a count for each; got stages {[len(t.time) for t in tables]} "
             f"and counts {counts}."
+        )
+
+    if any(t.changes != first.changes for t in tables):
+        raise UserError(
+            "a population shares every call of the network, and these schedules alter it "
+            "differently: put schedules with the same changes into one batch."
         )
 
     K = max(t.window for t in tables)
@@ -263,4 +295,5 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         reads=first.reads,
         source=first.source,
         start=spread(starts),
+        changes=first.changes,
     )

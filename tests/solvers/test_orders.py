@@ -126,7 +126,7 @@ def test_high_order_elsewhere(name, kind):
 def test_every_preset_is_measured():
     measured = {preset for preset, _, _ in METHODS.values()}
     same = {"dpm": "dpm-2m", "dpmpp": "dpmpp-2m"}
-    elsewhere = {"ddpm", "dopri5", "dpm-v3"}
+    elsewhere = {"ddpm", "dopri5", "dpm-v3", "usf", "autodiffusion"}
     assert set(PRESETS) - measured - elsewhere == set(same)
 
 
