@@ -63,6 +63,7 @@ def best(options):
             seconds.append(time.process_time() - began)
             found += held([schedule])
             on_golden += golden([schedule])
+            print(calls, seed, f"{found[-1]:.4f} {on_golden[-1]:.4f}", flush=True)
 
         rows.append(
             [
@@ -103,18 +104,18 @@ def _found(denoiser, calls, seed, check, more, options):
     known = [(n, s) for n, s in more if isinstance(s, SolverSchedule) and space.legal(s)]
     values = score([s for _, s in known])
     order = sorted(range(len(known)), key=lambda i: (math.isnan(values[i]), values[i]))
-    budget = options.budget or 200
+    budget = options.budget or 120
     archive = plain(
         space, score, budget=budget, seeds=[known[i] for i in order[: budget // 4]], seed=seed
     )
-    firsts = [e.schedule for e in archive.top(2)] + [known[i][1] for i in order[:2]]
+    firsts = [e.schedule for e in archive.top(2)] + [known[order[0]][1]]
     refined = descend(
         list(dict.fromkeys(firsts)),
         *train,
-        starts=4,
+        starts=3,
         iterations=options.steps,
         rate=0.03,
-        batch_size=512,
+        batch_size=256,
         check=check,
     )
     return refined[0].solver

@@ -5,6 +5,7 @@ __all__ = ["METHODS", "Outcome", "Run", "outcome"]
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+import math
 from typing import Any
 
 from genflow.commands.search_problem import Problem
@@ -84,32 +85,39 @@ class Run:
             return recipes.by_optuna(space, score, sampler=self.method, **options)
 
         options |= {"ledger": self._ledger("search", space.record()), "worker": self.worker}
-        legal = [(n, s) for n, s in self.begin if isinstance(s, SolverSchedule) and space.legal(s)]
-        options["seeds"] = [] if self.method == "random" else self._foremost(legal)
+        legal = [] if self.method == "random" else self._schedules(space)
+        options["seeds"] = legal[: max(1, self.budget // 3)]
         name = {"evolve": "plain"}.get(self.method, self.method)
         return getattr(recipes, name)(space, score, **options)
 
-    def _foremost(self, seeds: list[tuple[str, SolverSchedule]]) -> list[Any]:
-        """The seeds that are best on an eighth of the samples, up to a third of the budget."""
+    @cached_property
+    def ranked(self) -> list[tuple[str, Solver]]:
+        """Everything to begin with that is finite, the best on an eighth of the samples first."""
 
         few = self.problem.seeds.search
         few = few[: min(len(few), max(16, len(few) // 8))]
-        values = self.problem.scored(few)([s for _, s in seeds])
-        order = sorted(range(len(seeds)), key=lambda i: (values[i] != values[i], values[i]))
-        return [seeds[i] for i in order[: max(1, self.budget // 3)]]
+        values = self.problem.scored(few)([s for _, s in self.begin])
+        order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
+        return [self.begin[i] for _, i in order]
+
+    def _schedules(self, space: SolverSpace) -> list[tuple[str, SolverSchedule]]:
+        """Those of them that are schedules of a space, the best first."""
+
+        plain = [(n, s) for n, s in self.ranked if isinstance(s, SolverSchedule)]
+        return [(n, s) for n, s in plain if space.legal(s)]
 
     def _descend(self) -> Archive:
         """Gradient steps from the best of what there is to begin with."""
 
         seeds, starts = self.problem.seeds, min(4, max(1, self.budget // 50))
-        first = [s for _, s in self.begin if isinstance(s, SolverSchedule)]
         space = SolverSpace(self.problem.denoiser.path, self.nfe)
+        first = [s for _, s in self._schedules(space)][: 4 * starts]
 
         def told(k: int, best: float) -> None:
             self.report(Archive([Entry(k, first[0], best, "gradient")] * k), self.budget)
 
         found = descend(
-            [s for s in first if space.legal(s)],
+            first,
             self.problem.population(seeds.search),
             self.problem.target(seeds.search),
             starts=starts,
@@ -143,7 +151,9 @@ class Run:
             spaces,
             score,
             budgets=[max(1, n) for n in each],
-            seeds=[(n, s) for n, s in self.begin if isinstance(s, SolverSchedule)][: each[0]],
+            seeds=[(n, s) for n, s in self.ranked if isinstance(s, SolverSchedule)][
+                : each[0] // 3
+            ],
             ledger=self._ledger,
             report=lambda stage, archive, budget: self.report(archive, budget),
             seed=self.seed,
@@ -209,9 +219,9 @@ def outcome(run: Run, archive: Archive) -> Outcome:
         schedule = found.solver if new < old else schedule
         refined = (found.before, found.after)
 
-    known = run.begin
+    known = run.ranked[:8]
     values = more([s for _, s in known])
-    order = sorted((v, i) for i, v in enumerate(values) if v == v)[:5]
+    order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
     baselines = [(known[i][0], known[i][1], v) for v, i in order]
     groups = [problem.scored(group) for group in seeds.report]
     pairs = [score([schedule, baselines[0][1]]) for score in groups]

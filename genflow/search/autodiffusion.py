@@ -4,8 +4,8 @@ A search in stages over `TimeSpace` and `BlockSpace`, each of which begins with 
 one before:
 
 1. *times*: the full network, K times;
-2. *groups*: times, and whole stages of the network that are left out at some steps, under the
-   budget; the first entries are the best of stage 1 under periodic patterns;
+2. *groups*: times, and the whole network or whole stages of it that are left out at some steps,
+   under the budget; the first entries are the best of stage 1 under periodic patterns;
 3. *blocks*: the same with single blocks.
 
 The published search knows one way to leave a block out, dropping it. Reusing its branch from the
@@ -158,9 +158,11 @@ def stages(
     low, high = times.steps
     most = min(high, max(low, int(budget // whole.call)))
     whole.steps = (most, most)
-    units = groups(costs.saving)
+    everything = {"all": tuple(costs.saving)}
+    units = {**everything, **groups(costs.saving)}
     return {
         "times": whole,
+        "steps": BlockSpace(times, costs, budget, units=everything, **genes),
         "groups": BlockSpace(times, costs, budget, units=units, **genes),
         "blocks": BlockSpace(times, costs, budget, **genes),
     }
@@ -177,19 +179,14 @@ def patterns(
         rng: The random numbers.
 
     Yields:
-        Names and schedules: first with as little left out as the budget asks for, then every unit
-        alone and all together, for each mode and for n = 2, 3, 4.
+        Names and schedules: first with as little left out as the budget asks for, then every unit,
+        for each mode and for n = 2, 3, 4.
     """
 
     yield "at the budget", space.fitted(schedule, rng)
-    units = dict(space.budget.units)
-
-    if len(units) > 1:
-        units = {"all": tuple(sorted(space.budget.blocks)), **units}
-
     for mode in space.budget.modes:
         for n in (2, 3, 4):
-            for unit, inside in units.items():
+            for unit, inside in space.budget.units.items():
                 change = Alteration(**{mode: inside})
                 steps = tuple(
                     replace(step, change=change) if i % n else step
