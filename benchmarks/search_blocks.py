@@ -9,11 +9,11 @@ Contestants, all on the same network:
     reuse           a block search whose only gene is reusing
     both            a block search with both genes
 
-Searches minimise the error to a teacher (Heun's method, 32 steps) on 32 samples, at equal
-numbers of evaluations, and the best five are ranked again on 128 others. What is reported is measured on
+Searches minimise the error to a teacher (Heun's method, 32 steps) on 32 samples, at equal numbers
+of evaluations, and the best five are ranked again on 128 others. What is reported is measured on
 seeds that no search has seen: the Fréchet distance to all 1,797 digits on random convolutions, and
 the error to the teacher; with the spread over searches with different seeds. FLOPs are counted;
-the latency of a call is measured, in CPU time, by turns.
+latency is CPU time, measured by turns.
 
     python benchmarks/search_blocks.py [--pipeline FOLDER] [--seeds 3] [--quick]
 
@@ -190,12 +190,12 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=1024)
     parser.add_argument("--groups", type=int, default=1)
-    parser.add_argument("--evaluations", type=int, nargs=3, default=[40, 60, 120])
+    parser.add_argument("--evaluations", type=int, nargs=4, default=[30, 50, 30, 40])
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args()
 
     if options.quick:
-        options.seeds, options.samples, options.evaluations = 1, 256, [15, 45, 15]
+        options.seeds, options.samples, options.evaluations = 1, 256, [10, 20, 10, 10]
 
     torch.set_num_threads(1)
     began = time.process_time()

@@ -75,14 +75,15 @@ class BlockLaw:
         times: The probability that the law of times acts, in [0, 1].
         blocks: The mean number of changes to the blocks, beside one.
         run: The probability that such a change goes on to the next step, in [0, 1).
-        spend: The probability that a child takes blocks back until its budget is spent.
+        spend: The probability that a mutant takes blocks back until its budget is spent; 0 to
+            breed along a whole Pareto front.
         guidance: The probability that guidance is switched at a step.
         order: The probability that the order of a step is drawn again.
     """
 
-    times: float = 0.5
+    times: float = 0.2
     blocks: float = 1.0
-    run: float = 0.5
+    run: float = 0.3
     spend: float = 0.7
     guidance: float = 0.1
     order: float = 0.1
@@ -186,8 +187,7 @@ class BlockSpace:
 
         one, other = self._read(a), self._read(b)
         genes = self.times.mixed(one[0], other[0], rng)
-        spend = rng.random() < self.law.spend
-        return self._made(genes, (one, other)[rng.integers(2)][1], rng, spend=spend)
+        return self._made(genes, (one, other)[rng.integers(2)][1], rng)
 
     def suggest(self, trial: Trial) -> SolverSchedule:
         """See [`Space.suggest`][genflow.search.spaces.Space.suggest]."""
