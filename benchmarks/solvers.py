@@ -191,7 +191,8 @@ DIFFUSERS: dict[str, tuple[str, dict[str, Any]]] = {
 def contestants(statistics: Statistics) -> dict[str, Make]:
     """All presets with a fixed number of calls and no fresh noise, then diffusers' schedulers."""
 
-    names = [n for n in PRESETS if n not in ("ddpm", "dopri5", "dpm", "dpmpp", "adjoint-dpm")]
+    other = ("ddpm", "dpm", "dpmpp", "adjoint-dpm", "euler-maruyama", "reinterpolate")
+    names = [n for n in PRESETS if PRESETS[n].spaced and n not in other]
     table = {n: ours(n) for n in names if n != "dpm-v3"}
     table["unipc, order 3"] = ours("unipc", order=3)
     table["dpm-v3"] = ours("dpm-v3", statistics=statistics)

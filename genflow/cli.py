@@ -21,6 +21,7 @@ from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
 from genflow.commands.flows import distill, pairs, reflow
 from genflow.commands.generate import generate
+from genflow.commands.search import search
 from genflow.commands.suggest import suggest_d
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
@@ -56,6 +57,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "invert": gradients.invert,
     "audit": gradients.audit,
     "finetune": gradients.finetune,
+    "search": search,
     "samplers": schedule.samplers,
     "suggest-d": suggest_d,
     "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),

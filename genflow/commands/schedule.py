@@ -169,8 +169,8 @@ def samplers() -> None:
         rows += [("", "", "", line, "") for line in more]
 
     print(_aligned(rows))
-    print("\nN is --steps. Options are given as --options.order 3; every sampler but dopri5 also")
-    print("takes those of the grid: grid, start, stop, final, rho, shift.")
+    print("\nN is --steps. Options are given as --options.order 3. Every sampler but dopri5 and")
+    print("those that run a file also takes the grid's: grid, start, stop, final, rho, shift.")
 
 
 # -------------------------------------------------------------------------------------- tables

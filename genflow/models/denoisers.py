@@ -86,6 +86,11 @@ class Denoiser(nn.Module, ABC):
 
         return self
 
+    def unguided(self) -> "Denoiser":
+        """The denoiser without guidance: the conditional estimate alone, one pass a call."""
+
+        return self
+
 
 class Preconditioned(Denoiser):
     r"""A network as a denoiser.

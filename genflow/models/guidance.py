@@ -85,6 +85,11 @@ class Guided(Denoiser):
         guide = None if self.guide is None else self.guide.at(t)
         return Guided(strong, self.weight, null, guide)
 
+    def unguided(self) -> Denoiser:
+        """The bare denoiser."""
+
+        return self.denoiser.unguided()
+
     def _both(self, method: str, x_t: Tensor, t: Tensor, cond: dict[str, Any]) -> Tensor:
         """Both estimates, mixed; data and velocity alike, as one is affine in the other."""
 
@@ -168,6 +173,11 @@ class Clipped(Denoiser):
         """A clipped view of what the inner denoiser calls at that time."""
 
         return Clipped(self.denoiser.at(t), self.low, self.high, self.quantile)
+
+    def unguided(self) -> Denoiser:
+        """The clipped denoiser without the guidance inside it."""
+
+        return Clipped(self.denoiser.unguided(), self.low, self.high, self.quantile)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""

@@ -1,6 +1,8 @@
 """Networks."""
 
+from genflow.nn.blocks import altered, blocks_of
 from genflow.nn.checkpointed import Checkpointed
+from genflow.nn.costs import Costs, flops, seconds
 from genflow.nn.nets import MLP, DiT, Net, UNet, VectorMLP
 from genflow.nn.quantised import quantised
 from genflow.nn.skips import faded, skip_counts
@@ -8,11 +10,16 @@ from genflow.nn.skips import faded, skip_counts
 __all__ = [
     "MLP",
     "Checkpointed",
+    "Costs",
     "DiT",
     "Net",
     "UNet",
     "VectorMLP",
+    "altered",
+    "blocks_of",
     "faded",
+    "flops",
     "quantised",
+    "seconds",
     "skip_counts",
 ]

@@ -15,7 +15,7 @@ how, as ``net(x, time, label, augment=a)``; without ``a`` it takes its image to 
 
 __all__ = ["MLP", "DiT", "Net", "UNet", "VectorMLP"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
 
@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+from genflow.nn.blocks import Memory, altered
 from genflow.nn.labels import AugmentedDiT, AugmentedUNet, Labels
 from genflow.nn.rows import tables
 from genflow.nn.skips import faded
@@ -159,6 +160,14 @@ class Net(nn.Module):
         """
 
         return faded(self.model, skips)
+
+    def altered(self, modes: Mapping[str, str], memory: Memory) -> AbstractContextManager[None]:
+        """A context of one call, in which blocks are kept, dropped or reused.
+
+        See [`genflow.nn.blocks`][genflow.nn.blocks.altered].
+        """
+
+        return altered(self.model, modes, memory)
 
     def embed(self, label: Tensor) -> Tensor:
         """What stands behind class labels, the null class among them.

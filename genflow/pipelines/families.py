@@ -30,7 +30,8 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
-from genflow.nn import Net, faded
+from genflow.nn import Net, altered, faded
+from genflow.nn.blocks import Memory
 from genflow.pipelines.kinds import Config
 
 
@@ -116,6 +117,11 @@ class Prompted(nn.Module):
         """A context in which skip connections are multiplied; see `genflow.nn.faded`."""
 
         return faded(self.model, skips)
+
+    def altered(self, modes: Mapping[str, str], memory: Memory) -> AbstractContextManager[None]:
+        """A context in which blocks are kept, dropped or reused; see `genflow.nn.altered`."""
+
+        return altered(self.model, modes, memory)
 
 
 # ---------------------------------------------------------------------------------- calls

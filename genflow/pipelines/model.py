@@ -169,7 +169,7 @@ class Model:
 
         name = sampler or self.sampler
         count = self.steps if steps is None else steps
-        spacing = {} if preset(name).make is None else self.spacing
+        spacing = self.spacing if preset(name).spaced else {}
         return build(name, denoiser, count, gradient=gradient, **{**spacing, **options})
 
     def _null(self, guidance: float | Tensor, negative: Prompt | None) -> dict[str, Any]:

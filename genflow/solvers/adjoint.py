@@ -65,8 +65,9 @@ class Exact(Gradient):
 
     Only states are kept. On the way back each call is repeated, and its activations are gone
     before the next one is. The result is that of autograd bit for bit, for every schedule,
-    corrector, guidance, clipping, fresh noise and altered block: nothing about the sampler is
-    approximated, and nothing about it need be known.
+    corrector, guidance, clipping, fresh noise, faded skip and dropped block: nothing about the
+    sampler is approximated, and nothing about it need be known. Only the *reuse* of a block is
+    refused, since a call then depends on another one through what it remembers.
 
     What makes a repeated call equal to the first is repeated with it: autocast (without its cache,
     so that gradients of weights add up in the dtype of the weights), and the random numbers of
@@ -80,7 +81,8 @@ class Exact(Gradient):
             not be repeated. 1 is free where the loss needs less memory than the network.
 
     Raises:
-        UserError: If ``keep`` is negative; on the way back, if the denoiser uses a tensor that
+        UserError: If ``keep`` is negative; when a sampler is built, if a step reuses a block; on
+            the way back, if the denoiser uses a tensor that
             requires gradients and was not found, or one that was changed in place meanwhile.
 
     Example:
@@ -93,6 +95,11 @@ class Exact(Gradient):
 
     def __post_init__(self) -> None:
         _check_keep(self.keep)
+
+    def check(self, denoiser: Denoiser, tableau: Tableau, schedule: SolverSchedule | None) -> None:
+        """See [`Gradient.check`][genflow.solvers.policies.Gradient.check]."""
+
+        _check_reuse(tableau, "exact")
 
     def run(self, run: Run) -> Tensor:
         """See [`Gradient.run`][genflow.solvers.policies.Gradient.run]."""
@@ -155,6 +162,7 @@ class Truncated(Gradient):
     def check(self, denoiser: Denoiser, tableau: Tableau, schedule: SolverSchedule | None) -> None:
         """See [`Gradient.check`][genflow.solvers.policies.Gradient.check]."""
 
+        _check_reuse(tableau, "truncated")
         N = len(tableau.time)
 
         if self._range[1] > N:
@@ -242,3 +250,15 @@ def policy(gradient: str | Gradient) -> Gradient:
         raise UserError(f"gradient is '{gradient}'{nearest(str(gradient), POLICIES)}")
 
     return POLICIES[gradient]()
+
+
+def _check_reuse(tableau: Tableau, policy: str) -> None:
+    """Refuses calls that depend on other calls through what is remembered of a block."""
+
+    for i, change in enumerate(tableau.changes):
+        if change.reuse:
+            raise UserError(
+                f"gradient is '{policy}', and step {i} reuses block '{change.reuse[0]}' of an "
+                "earlier call, which a repeated call cannot reach: drop it, or use "
+                "gradient='direct'."
+            )

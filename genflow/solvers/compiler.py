@@ -84,9 +84,16 @@ class Compiler:
     """Runs the steps of a schedule on unit rows."""
 
     def __init__(
-        self, schedule: SolverSchedule, times: Tensor, path: Path, statistics: Statistics | None
+        self,
+        schedule: SolverSchedule,
+        times: Tensor,
+        path: Path,
+        statistics: Statistics | None,
+        relax: Tensor | None = None,
     ) -> None:
         self.steps = schedule.steps
+        self.relax = [(s.relax, s.correct.relax if s.correct else 0.0) for s in self.steps]
+        self.relax = self.relax if relax is None else relax
         self.alpha, self.sigma = path(times)
         self.lam = torch.log(self.alpha) - torch.log(self.sigma)
         self.finite = torch.isfinite(self.lam).tolist()
@@ -139,7 +146,7 @@ class Compiler:
         target: int,
         predict: str,
         sets: Sequence[Sequence[int]],
-        relax: float,
+        relax: float | Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The pair (p, q) of a step: p times the state it starts from, plus the row q.
 
@@ -180,7 +187,13 @@ class Compiler:
         return p, q
 
     def _derivatives(
-        self, i: int, start: int, j: int, predict: str, sets: Sequence[Sequence[int]], relax: float
+        self,
+        i: int,
+        start: int,
+        j: int,
+        predict: str,
+        sets: Sequence[Sequence[int]],
+        relax: float | Tensor,
     ) -> list[Tensor]:
         """Rows of h^d F^(d), d = 1, 2, …, up to the first that too few points carry."""
 
@@ -230,7 +243,7 @@ class Compiler:
         p, q = self.moves[i - 1]
         began = (self.state(0) - self.later(q, 1)) / p
         _, sets = correction(step, i)
-        p, q = self.move(i, step.start + 1, i, step.predict, sets, step.correct.relax)
+        p, q = self.move(i, step.start + 1, i, step.predict, sets, self.relax[i - 1][1])
         return p * began + q
 
     def rows(self) -> tuple[list[Tensor], list[Tensor]]:
@@ -270,7 +283,7 @@ class Compiler:
             return p, (self.alpha[i + 1] - self.alpha[i] * p) * self.value("data", i, 0)
 
         sets = resolve(step.points, step.order, step.start, i + 1)
-        return self.move(i, step.start, i + 1, step.predict, sets, step.relax)
+        return self.move(i, step.start, i + 1, step.predict, sets, self.relax[i][0])
 
     def _fresh(self, i: int, step: Step) -> Tensor:
         r""":math:`c^2 = \eta^2 \sigma_s^2 (1 - \alpha_t^2 \sigma_s^2 / (\alpha_s^2

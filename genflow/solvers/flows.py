@@ -75,7 +75,7 @@ def euler_maruyama(path: Path, times: Sequence[float], *, diffusion: float = 1.0
     noise = torch.zeros(len(t), dtype=torch.float64)
     noise[1:-1] = torch.sqrt(diffusion * path(t[:-2])[1] * -h[:-1])
 
-    return Tableau(time=t[:-1], weight=torch.stack(rows), noise=noise)
+    return Tableau(time=t[:-1], weight=torch.stack(rows), noise=noise, stop=t[-1])
 
 
 def reinterpolate(path: Path, times: Sequence[float]) -> Tableau:
@@ -118,4 +118,5 @@ def reinterpolate(path: Path, times: Sequence[float]) -> Tableau:
         time=t[:-1],
         weight=torch.stack(rows),
         noise=torch.zeros(N + 1, dtype=torch.float64),
+        stop=t[-1],
     )

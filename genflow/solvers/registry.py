@@ -24,6 +24,7 @@ from genflow.solvers import flows, presets, tables
 from genflow.solvers.adaptive import Adaptive
 from genflow.solvers.adjoint import Gradient
 from genflow.solvers.empirical import Statistics
+from genflow.solvers.files import read_solver
 from genflow.solvers.samplers import Sampler
 from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau
@@ -61,6 +62,12 @@ class Preset:
             for k, p in inspect.signature(source).parameters.items()
             if p.default is not inspect.Parameter.empty and k != "gradient"
         }
+
+    @property
+    def spaced(self) -> bool:
+        """Whether it is put on a grid of times, and does not bring its own."""
+
+        return self.make is not None and "file" not in self.options
 
 
 PRESETS: dict[str, Preset] = {}
@@ -107,7 +114,7 @@ def _split(entry: Preset, options: dict[str, Any]) -> tuple[dict[str, Any], dict
     """Options of the grid ("grid" for its kind) and of the method; unknown ones are refused."""
 
     known = entry.options
-    names = {"grid" if k == "kind" else k for k in GRID_OPTIONS} if entry.make else set()
+    names = {"grid" if k == "kind" else k for k in GRID_OPTIONS} if entry.spaced else set()
 
     for key in options:
         if key not in known and key not in names:
@@ -134,7 +141,8 @@ def schedule_for(
     Args:
         name: The name.
         path: The path.
-        steps: The number of steps N; the number of calls for singlestep methods.
+        steps: The number of steps N; the number of calls for singlestep methods. A searched
+            schedule has its own.
         times: N + 1 decreasing times, instead of a grid.
         options: Options of the grid (``grid``, ``start``, ``stop``, ``final``, ``rho``, ``shift``)
             and of the method.
@@ -149,8 +157,9 @@ def schedule_for(
         raise UserError(f"sampler '{entry.name}' chooses its own steps: it has no schedule.")
 
     spacing, method = _split(entry, options)
-    times = grid(path, steps, **spacing) if times is None else tuple(times)
-    return entry.make(path, times, **method)
+    if times is None:
+        times = grid(path, steps, **spacing) if entry.spaced else ()
+    return entry.make(path, tuple(times), **method)
 
 
 def build(
@@ -308,6 +317,34 @@ def _adjoint_dpm(path: Path, times: Sequence[float]) -> SolverSchedule:
 
     return presets.ddim(path, times)
 
+
+def _searched(
+    path: Path, times: Sequence[float], *, name: str, file: str = ""
+) -> SolverSchedule | Tableau:
+    """What a search found, with its own times."""
+
+    if not file:
+        raise UserError(
+            f"sampler '{name}' runs what a search found: give its file, as in --options.file "
+            "schedule.json, or search one with 'genflow search'."
+        )
+    return read_solver(file, path)
+
+
+for _name, _title, _url in (
+    (
+        "usf",
+        "Unified Sampling Framework for Diffusion Probabilistic Models (USF)",
+        "https://openreview.net/forum?id=W2d3LZbhhI",
+    ),
+    (
+        "autodiffusion",
+        "AutoDiffusion: Training-Free Optimization of Time Steps and Architectures",
+        "https://arxiv.org/abs/2309.10438",
+    ),
+):
+    _make = partial(_searched, name=_name)
+    register(_name, order="as found", nfe="as found", title=_title, url=_url)(_make)
 
 PRESETS["dopri5"] = Preset(
     "dopri5",

@@ -6,8 +6,7 @@ which function answers. Everything that a published sampler decides lies in thes
 
 __all__ = ["Sampler"]
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -18,8 +17,9 @@ from genflow.errors import UserError
 from genflow.models.denoisers import Denoiser
 from genflow.models.noise import Generators, draw
 from genflow.models.paths import broadcast
-from genflow.solvers.adjoint import Gradient, Run, policy
-from genflow.solvers.alterations import Alteration
+from genflow.solvers.adjoint import Gradient, NoGradient, Run, policy
+from genflow.solvers.alterations import UNCHANGED
+from genflow.solvers.altered import Altered
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.rollout import Observe, Stage
 from genflow.solvers.schedules import SolverSchedule
@@ -79,11 +79,15 @@ class Sampler(nn.Module):
         self.tableau.prepare()
         time = self.tableau.time
         known = time.ndim == 1 and not time.requires_grad
-        self._called = [denoiser.at(float(t)) if known else denoiser for t in time.detach()]
-
-        for change in {step.change for step in self.schedule.steps} if self.schedule else ():
-            with self._changed(change):
-                pass
+        guided, bare = denoiser, denoiser.unguided()
+        changes = self.tableau.changes or (UNCHANGED,) * len(time)
+        sources = [guided if change.guidance else bare for change in changes]
+        self._called = [
+            d.at(float(t)) if known else d for d, t in zip(sources, time.detach(), strict=True)
+        ]
+        self._altered = Altered(
+            denoiser, self.tableau, gradients=not isinstance(self.gradient, NoGradient)
+        )
 
         self.gradient.check(self.denoiser, self.tableau, self.schedule)
 
@@ -132,54 +136,17 @@ class Sampler(nn.Module):
     def stages(self, **cond: Any) -> list[Stage]:
         """The function that each stage calls."""
 
-        if self.tableau.reads == "velocity":
-            return [partial(d.velocity, **cond) for d in self._called]
-
-        stages: list[Stage] = [partial(d, **cond) for d in self._called]
+        velocity = self.tableau.reads == "velocity"
+        stages: list[Stage] = [
+            partial(d.velocity if velocity else d, **cond) for d in self._called
+        ]
 
         if self.tableau.source == "noise":
             stages[0] = self._from_noise
         elif self.tableau.source == "mean":
             stages[0] = lambda x, t: self.mean.to(x).expand_as(x)
 
-        steps = self.schedule.steps if self.schedule is not None else ()
-
-        for i, stage in enumerate(stages):
-            step = steps[min(i, len(steps) - 1)] if steps else None
-            if step is not None and step.change:
-                stages[i] = partial(self._altered, stage, step.change)
-
-        return stages
-
-    def _altered(self, stage: Stage, change: Alteration, x: Tensor, t: Tensor) -> Tensor:
-        """What a stage answers while the network is altered."""
-
-        with self._changed(change):
-            return stage(x, t)
-
-    def _changed(self, change: Alteration) -> ExitStack:
-        """A context in which every network that the denoiser calls is altered.
-
-        A network that has skip connections to fade has a method ``faded``, which returns the
-        context; see `genflow.nn.skips`.
-        """
-
-        with ExitStack() as stack:
-            if change:
-                for fade in self._fading():
-                    stack.enter_context(fade(change.skips))
-            return stack.pop_all()
-
-    def _fading(self) -> list[Callable[[Sequence[float]], AbstractContextManager[None]]]:
-        found = [m.faded for m in self.denoiser.modules() if hasattr(m, "faded")]
-
-        if not found:
-            raise UserError(
-                f"a step changes skip connections, and a {type(self.denoiser).__name__} has none "
-                "to fade: leave change out, or use a U-Net."
-            )
-
-        return found
+        return self._altered(stages)
 
     def _from_noise(self, x: Tensor, t: Tensor) -> Tensor:
         r"""The data estimate if :math:`x_t/\sqrt{\alpha^2 + \sigma^2}` is the noise."""

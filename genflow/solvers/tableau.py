@@ -19,7 +19,7 @@ References:
     https://openreview.net/forum?id=W2d3LZbhhI
 """
 
-__all__ = ["Kick", "Tableau", "stack", "tabulate"]
+__all__ = ["Kick", "Tableau", "stack", "stage_changes", "tabulate"]
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -33,6 +33,7 @@ from torch import Tensor
 from genflow.errors import UserError
 from genflow.models.noise import StudentT
 from genflow.models.paths import Path, broadcast
+from genflow.solvers.alterations import UNCHANGED, Alteration
 from genflow.solvers.compiler import Compiler
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.schedules import SolverSchedule
@@ -82,6 +83,7 @@ class Tableau:
             None if all do.
         kick: How fresh noise is scaled; None if it is Gaussian.
         stop: The time whose law the final state has, with shape () or (B); None if unknown.
+        changes: How the network is altered at each of the N stages; empty if it never is.
     """
 
     time: Tensor
@@ -93,6 +95,7 @@ class Tableau:
     begins: tuple[bool, ...] | None = None
     kick: Kick | None = None
     stop: Tensor | None = None
+    changes: tuple[Alteration, ...] = ()
 
     @property
     def nfe(self) -> int:
@@ -169,6 +172,7 @@ def tabulate(
     statistics: Statistics | None = None,
     *,
     times: Tensor | None = None,
+    relax: Tensor | None = None,
 ) -> Tableau:
     r"""Compiles a schedule on a path.
 
@@ -178,6 +182,8 @@ def tabulate(
         statistics: The statistics of DPM-Solver-v3, for ``"empirical"`` steps.
         times: Times that replace the schedule's, in float64, with shape (N + 1), when gradients
             with respect to them are wanted.
+        relax: Relaxations that replace the schedule's, likewise: of each step's slope, and of its
+            corrector's, with shape (N, 2).
 
     Returns:
         The table, on the CPU in float64.
@@ -208,7 +214,7 @@ def tabulate(
 
     t = torch.tensor(schedule.times, dtype=torch.float64) if times is None else times
     used = any(step.predict == "empirical" for step in schedule.steps)
-    compiler = Compiler(schedule, t, path, statistics if used else None)
+    compiler = Compiler(schedule, t, path, statistics if used else None, relax)
     rows, noise = compiler.rows()
     weight = torch.stack(torch.broadcast_tensors(*rows))
 
@@ -224,6 +230,8 @@ def tabulate(
 
     whole = [step.start == 0 for step in schedule.steps]
 
+    changes = tuple(change or UNCHANGED for change in stage_changes(schedule))
+
     return Tableau(
         time=t[: len(rows)],
         weight=_trim(weight),
@@ -231,7 +239,25 @@ def tabulate(
         source=schedule.steps[0].source,
         begins=(*whole, *(False,) * (len(rows) - len(whole))),
         stop=t[-1],
+        changes=changes if any(changes) else (),
     )
+
+
+def stage_changes(schedule: SolverSchedule) -> list[Alteration | None]:
+    """How each stage of a schedule alters the network; None for a stage that does not call it.
+
+    Args:
+        schedule: The schedule.
+    """
+
+    steps = schedule.steps
+    steps = [*steps, steps[-1]] if steps[-1].correct is not None else steps
+    changes: list[Alteration | None] = [step.change or UNCHANGED for step in steps]
+
+    if steps[0].source != "model":
+        changes[0] = None
+
+    return changes
 
 
 def _gaussian(path: Path) -> bool:
@@ -262,8 +288,8 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         A table whose last dimension runs over the samples.
 
     Raises:
-        UserError: If the tables differ in their number of stages, in what they read or in the law
-            of fresh noise, or hold statistics per element.
+        UserError: If the tables differ in their number of stages, in what they read, in how they
+            alter the network or in the law of fresh noise, or hold statistics per element.
     """
 
     first = tables[0]
@@ -281,6 +307,12 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
             "a population needs tables with the same number of stages, the same reads, source and "
             "law of fresh noise, and plain weights, and a count for each; got stages "
             f"{[len(t.time) for t in tables]} and counts {counts}."
+        )
+
+    if any(t.changes != first.changes for t in tables):
+        raise UserError(
+            "a population shares every call of the network, and these schedules alter it "
+            "differently: put schedules with the same changes into one batch."
         )
 
     K = max(t.window for t in tables)
@@ -306,4 +338,5 @@ def stack(tables: Sequence[Tableau], repeats: int | Sequence[int]) -> Tableau:
         start=spread(starts),
         kick=Kick(law, spread([t.kick.sigma for t in tables])) if law else None,
         stop=spread(stops) if len(stops) == len(tables) else None,
+        changes=first.changes,
     )

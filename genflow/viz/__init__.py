@@ -4,10 +4,23 @@ The only room that knows matplotlib. Functions return a PIL image or a figure; s
 caller's.
 """
 
-__all__ = ["blank", "cloud", "curves", "grid_of", "image_of", "journey", "score", "scores"]
+__all__ = [
+    "blank",
+    "cloud",
+    "curves",
+    "fronts",
+    "grid_of",
+    "image_of",
+    "journey",
+    "progress",
+    "score",
+    "scores",
+    "taus",
+]
 
 from genflow.viz.bridges import journey
 from genflow.viz.curves import curves
 from genflow.viz.figures import blank, image_of
 from genflow.viz.pictures import cloud, grid_of
+from genflow.viz.progress import fronts, progress, taus
 from genflow.viz.staves import score, scores

@@ -127,6 +127,7 @@ def test_every_preset_is_measured():
     measured = {preset for preset, _, _ in METHODS.values()}
     same = {"dpm": "dpm-2m", "dpmpp": "dpmpp-2m", "adjoint-dpm": "ddim"}
     elsewhere = {"ddpm", "dopri5", "dpm-v3", "euler-maruyama", "reinterpolate"}
+    elsewhere |= {"usf", "autodiffusion"}
     assert set(PRESETS) - measured - elsewhere == set(same)
 
 

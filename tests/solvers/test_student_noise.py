@@ -32,7 +32,8 @@ from genflow.solvers import (
 )
 from genflow.solvers.tableau import Kick
 
-ODE = [n for n in PRESETS if n not in ("ddpm", "dpm-v3", "dopri5")]
+OTHER = ("ddpm", "dpm-v3", "dopri5", "euler-maruyama", "reinterpolate", "usf", "autodiffusion")
+ODE = [n for n in PRESETS if n not in OTHER]
 LABEL = torch.tensor([0, 1, 0, 1, 2])
 
 

@@ -1,0 +1,165 @@
+"""Searches on a mixture of five Gaussians in the plane, on EDM's path: the truth is known."""
+
+import math
+from pathlib import Path
+from statistics import mean, stdev
+import time
+
+from measure import print_table, write_results
+import numpy as np
+import torch
+
+from genflow.models import Exact, Karras, Mixture
+from genflow.search.population import Population
+from genflow.search.recipes import plain, random, s3
+from genflow.search.refine import descend
+from genflow.search.score import Simulated, error
+from genflow.search.seeds import presets, seeds_for
+from genflow.search.teachers import Teacher
+from genflow.search.usf import SolverSpace
+from genflow.solvers import SolverSchedule
+
+GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
+
+
+def truth():
+    with np.load(GOLDEN / "usf.npz") as arrays:
+        parts = [torch.from_numpy(arrays[f"mixture/{k}"]) for k in ("weights", "means", "covs")]
+        noise = torch.from_numpy(arrays["xT"])
+    with np.load(GOLDEN / "search.npz") as arrays:
+        solution = torch.from_numpy(arrays["solution"])
+    return Exact(Karras(), Mixture(*parts)), noise, solution
+
+
+def drawn(denoiser, seeds):
+    population = Population.draw(denoiser, (2,), seeds, dtype=torch.float64)
+    return population, Teacher().solve(population)
+
+
+def told(values):
+    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
+
+
+def best(options):
+    """The best preset, the best of all seeds, and what search and gradient find."""
+
+    denoiser, noise, solution = truth()
+    golden = Simulated(Population(denoiser, noise), error(solution))
+    held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
+    check = drawn(denoiser, range(10**5, 10**5 + 1024))
+    rows, results = [], {}
+
+    for calls in options.calls or (3, 5, 8, 10):
+        known = list(presets(denoiser.path, calls))
+        more = list(seeds_for(denoiser, calls, check[0].z[:64]))
+        at_held, at_golden = held([s for _, s in known]), golden([s for _, s in known])
+        seeds_held = held([s for _, s in more])
+        k = int(np.nanargmin(at_held))
+        found, on_golden, seconds = [], [], []
+
+        for seed in range(options.seeds):
+            began = time.process_time()
+            schedule = _found(denoiser, calls, seed, check, more, options)
+            seconds.append(time.process_time() - began)
+            found += held([schedule])
+            on_golden += golden([schedule])
+            print(calls, seed, f"{found[-1]:.4f} {on_golden[-1]:.4f}", flush=True)
+
+        rows.append(
+            [
+                str(calls),
+                f"{at_held[k]:.4f} ({known[k][0]})",
+                f"{np.nanmin(seeds_held):.4f} ({more[int(np.nanargmin(seeds_held))][0]})",
+                told(found),
+                f"{mean(found) / at_held[k]:.2f}",
+                f"{np.nanmin(at_golden):.4f}",
+                told(on_golden),
+                f"{mean(seconds):.0f}",
+            ]
+        )
+        results[calls] = {
+            "preset": [known[k][0], at_held[k]],
+            "seed": float(np.nanmin(seeds_held)),
+            "found": found,
+            "golden": on_golden,
+            "preset_golden": float(np.nanmin(at_golden)),
+            "seconds": seconds,
+        }
+
+    header = ["calls", "best preset", "best with AYS, Beta, GITS times", "searched"]
+    header += ["searched ÷ preset", "best preset, golden noise", "searched, golden noise"]
+    print_table([*header, "CPU seconds"], rows)
+    write_results("search-mixture", {"cases": results}, options)
+
+
+def _judged(pair):
+    return pair[0], error(pair[1])
+
+
+def _found(denoiser, calls, seed, check, more, options):
+    """A short evolutionary search, and gradient steps from its best and from the best seeds."""
+
+    train = drawn(denoiser, range(10_000 * seed, 10_000 * seed + 512))
+    score, space = Simulated(*_judged(train)), SolverSpace(denoiser.path, calls)
+    known = [(n, s) for n, s in more if isinstance(s, SolverSchedule) and space.legal(s)]
+    values = score([s for _, s in known])
+    order = sorted(range(len(known)), key=lambda i: (math.isnan(values[i]), values[i]))
+    budget = options.budget or 120
+    archive = plain(
+        space, score, budget=budget, seeds=[known[i] for i in order[: budget // 4]], seed=seed
+    )
+    firsts = [e.schedule for e in archive.top(2)] + [known[order[0]][1]]
+    refined = descend(
+        list(dict.fromkeys(firsts)),
+        *train,
+        starts=3,
+        iterations=options.steps,
+        rate=0.03,
+        batch_size=256,
+        check=check,
+    )
+    return refined[0].solver
+
+
+def guided(options):
+    """S³ against the same evolution without a predictor, and against random search."""
+
+    denoiser, _, _ = truth()
+    held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
+    budget, rows, results = options.budget or 400, [], {}
+
+    for calls in options.calls or (5,):
+        space = SolverSpace(denoiser.path, calls)
+        for seed in range(options.seeds):
+            score = Simulated(*_judged(drawn(denoiser, range(10_000 * seed, 10_000 * seed + 256))))
+            runs = {
+                "random": random(space, score, budget=budget, seed=seed),
+                "evolution": plain(space, score, budget=budget, seed=seed),
+                "S³": s3(space, score, budget=budget, stage=20, seed=seed),
+            }
+            goal = runs["evolution"].best.value
+            curve = runs["S³"].curve()
+            reached = next((k + 1 for k, v in enumerate(curve) if v <= goal), None)
+            half = runs["S³"].curve()[budget // 2 - 1]
+            taus = [s.tau for s in runs["S³"].stages]
+            rows.append(
+                [
+                    f"{calls}, {seed}",
+                    *(f"{a.best.value:.4f}" for a in runs.values()),
+                    *(f"{v:.4f}" for v in held([a.best.schedule for a in runs.values()])),
+                    f"{half:.4f}",
+                    str(reached or f"> {budget}"),
+                    f"{mean(taus):.2f}",
+                ]
+            )
+            results[f"{calls}/{seed}"] = {
+                "curves": {name: a.curve() for name, a in runs.items()},
+                "reached": reached,
+                "taus": taus,
+            }
+            print(rows[-1], flush=True)
+
+    header = ["calls, seed", *(f"{n}{where}" for where in ("", ", held out") for n in runs)]
+    header += ["S³ at half the budget", "S³ reaches evolution's at", "mean τ"]
+    print_table(header, rows)
+    write_results("search-guided", {"budget": budget, "cases": results}, options)

@@ -1,0 +1,143 @@
+"""Solvers in files: a schedule, or a table that has none.
+
+What a search finds is a schedule, which says in words what each step does. A table whose weights
+were tuned one by one (`genflow.search.refine`) has no such words: it is saved as its numbers. Both
+are JSON, and say which path they are for; `read_solver` reads either.
+"""
+
+__all__ = ["load_table", "read_solver", "save_table"]
+
+import json
+import math
+import os
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+
+from genflow.errors import UserError
+from genflow.files import write_text
+from genflow.models.paths import Path
+from genflow.models.records import path_from_dict, path_to_dict
+from genflow.solvers.schedules import SolverSchedule
+from genflow.solvers.tableau import Tableau
+
+FORMAT, VERSION = "genflow-table", 1
+
+
+def save_table(table: Tableau, file: str | os.PathLike[str], path: Path) -> None:
+    """Writes a table as JSON, whole or not at all.
+
+    Args:
+        table: The table, with weights of shape (N, 2K + 1).
+        file: The file.
+        path: The path that it is for.
+
+    Raises:
+        UserError: If the weights differ between samples or elements, the network is altered, or
+            writing fails.
+    """
+
+    if table.weight.ndim != 2 or table.changes:
+        raise UserError(
+            f"the table has weights of shape {tuple(table.weight.shape)} and "
+            f"{len(table.changes)} alterations: only a plain table, (N, 2K + 1), is saved."
+        )
+
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        "path": path_to_dict(path),
+        "reads": table.reads,
+        "source": table.source,
+        "time": table.time.tolist(),
+        "noise": table.noise.tolist(),
+        **({} if table.start is None else {"start": float(table.start)}),
+    }
+    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in table.weight.tolist())
+    head = json.dumps(record, allow_nan=False)[1:-1]
+    write_text(file, f'{{{head},\n "weight": [\n  {rows}\n ]}}\n')
+
+
+def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tableau:
+    """Reads a table.
+
+    Args:
+        file: The file.
+        path: The path that it is wanted for.
+
+    Raises:
+        UserError: If there is no such file, it holds no table, or one of another path.
+    """
+
+    record = _record(file)
+
+    if record.get("format") != FORMAT or record.get("version") != VERSION:
+        raise UserError(
+            f"'{file}' is no table: its format is {record.get('format')!r}, version "
+            f"{record.get('version')!r}, and {FORMAT!r}, version {VERSION} is needed."
+        )
+
+    try:
+        weight, time, noise = (
+            torch.tensor(record[k], dtype=torch.float64) for k in ("weight", "time", "noise")
+        )
+        start = record.get("start")
+        table = Tableau(
+            time,
+            weight,
+            noise,
+            reads=record["reads"],
+            source=record["source"],
+            start=None if start is None else torch.tensor(start, dtype=torch.float64),
+        )
+        known = path_from_dict(record["path"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
+
+    N = len(time)
+    sized = weight.ndim == 2 and weight.shape[0] == N and weight.shape[1] % 2 == 1
+
+    if not sized or noise.shape != (N + 1,) or not all(map(_finite, (weight, time, noise))):
+        raise UserError(
+            f"table '{file}' has {N} times, weights of shape {tuple(weight.shape)} and "
+            f"{len(noise)} noises: N, (N, 2K + 1) and N + 1 finite numbers are needed."
+        )
+    if path is not None and path != known:
+        raise UserError(
+            f"table '{file}' is for {type(known).__name__}, and wanted for {type(path).__name__} "
+            "or for other parameters: a table cannot be moved, search one for this path."
+        )
+
+    return table
+
+
+def read_solver(
+    file: str | os.PathLike[str], path: Path | None = None
+) -> SolverSchedule | Tableau:
+    """Reads a schedule or a table, whichever the file holds.
+
+    Args:
+        file: The file.
+        path: The path that it is wanted for.
+
+    Raises:
+        UserError: If there is no such file, it holds neither, or is for another path.
+    """
+
+    if _record(file).get("format") == FORMAT:
+        return load_table(file, path)
+    return SolverSchedule.load(file, path)
+
+
+def _record(file: str | os.PathLike[str]) -> dict[str, Any]:
+    try:
+        record = json.loads(FilePath(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
+
+    return record if isinstance(record, dict) else {}
+
+
+def _finite(values: torch.Tensor) -> bool:
+    return all(math.isfinite(v) for v in values.flatten().tolist())
