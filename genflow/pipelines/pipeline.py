@@ -184,7 +184,8 @@ class Pipeline(Model):
             does, comes back to where it started.
 
         Raises:
-            UserError: If the states have another shape, or the flow cannot be turned round.
+            UserError: If the states have another shape, the flow cannot be turned round, or the
+                sampler adds noise.
 
         Example:
             >>> pipe.translate(photographs, sampler="heun", steps=10).images[0].show()
@@ -235,6 +236,12 @@ class Pipeline(Model):
 
         pipe = replace(self, denoiser=self.denoiser.turned()) if reverse else self
         sampler = pipe.build(**options)
+
+        if isinstance(sampler, Sampler) and any(sampler.tableau.noisy):
+            raise UserError(
+                "the sampler adds fresh noise, which is right for flows from Gaussian noise alone: "
+                "translate by one that solves the ODE, such as 'heun'."
+            )
 
         for i in range(0, len(x), batch_size):
             part = x[i : i + batch_size].to(self.device)

@@ -119,6 +119,10 @@ def test_translations_that_cannot_be(constant, vectors):
             "cannot be turned round",
             lambda: Pipeline(karras, (2,)).translate(torch.zeros(1, 2), reverse=True),
         ),
+        (
+            "adds fresh noise",
+            lambda: constant.translate(torch.zeros(2, 2), sampler="euler-maruyama", steps=3),
+        ),
         ("no classes", lambda: constant.translate(torch.zeros(2, 2), label=1)),
     ):
         with pytest.raises(UserError, match=words):
