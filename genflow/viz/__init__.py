@@ -4,8 +4,9 @@ The only room that knows matplotlib. Functions return a PIL image or a figure; s
 caller's.
 """
 
-__all__ = ["blank", "cloud", "grid_of", "image_of", "score", "scores"]
+__all__ = ["blank", "cloud", "costs", "grid_of", "image_of", "score", "scores"]
 
+from genflow.viz.costs import costs
 from genflow.viz.figures import blank, image_of
 from genflow.viz.pictures import cloud, grid_of
 from genflow.viz.staves import score, scores

@@ -12,7 +12,6 @@ from genflow.models import Preconditioned, Rectified
 from genflow.nn import MLP
 from genflow.pipelines import Pipeline
 
-
 torch.set_num_threads(1)  # small tensors: a second thread only waits
 
 
