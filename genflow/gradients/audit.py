@@ -305,6 +305,7 @@ class Audit(Task):
         own = torch.where(broken, self.best, 0.0)
         rate, random = self._random(own)
         tested = ~already
+        rms = (self.found - self.drawn.noise).flatten(1).double().square().mean(1).sqrt().cpu()
         count = int(tested.sum())
 
         with writing(folder / "noise.safetensors") as part:
@@ -320,6 +321,7 @@ class Audit(Task):
             "radius": {
                 "mean": _mean(self.best[broken]),
                 "median": float(self.best[broken].median()) if broken.any() else None,
+                "rms": _mean(rms[broken]),
                 "largest": float(self.best[broken].max()) if broken.any() else None,
             },
             "random_at_same_radius": _mean(rate[broken]),
@@ -331,7 +333,7 @@ class Audit(Task):
                     "truth": int(self.judge.truth[i]),
                     "answer": int(logits[i].argmax()),
                     "radius": float(self.best[i]) if broken[i] else None,
-                    "rms": _rms(self.found[i] - self.drawn.noise[i]) if broken[i] else None,
+                    "rms": float(rms[i]) if broken[i] else None,
                     "random": float(rate[i]) if broken[i] else None,
                 }
                 for i in range(len(self.drawn))
@@ -362,7 +364,3 @@ def _chosen(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
 
 def _mean(x: Tensor) -> float | None:
     return float(x.double().mean()) if len(x) else None
-
-
-def _rms(x: Tensor) -> float:
-    return float(x.double().square().mean().sqrt())

@@ -127,7 +127,8 @@ class Descent:
                 raise _NotFinite
             return loss
 
-        before = [v.detach().clone() for v in self.variables.values()]
+        inner = self.name == "lbfgs"  # which moves before all is known
+        before = [v.detach().clone() for v in self.variables.values()] if inner else []
 
         try:
             self.optimizer.step(closure)
@@ -160,9 +161,9 @@ class Descent:
     def _undo(self, before: list[Tensor]) -> None:
         """Forgets a step; L-BFGS, whose memory may be spoilt, begins anew."""
 
-        for v, kept in zip(self.variables.values(), before, strict=True):
-            v.copy_(kept)
-        if self.name == "lbfgs":
+        if before:
+            for v, kept in zip(self.variables.values(), before, strict=True):
+                v.copy_(kept)
             self._renew()
 
         self.skipped += 1

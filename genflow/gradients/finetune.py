@@ -144,7 +144,8 @@ class FineTuning(Task):
 
         # Low-rank changes are zero as yet: these are the samples of the model as it was.
         self.before = self.drawn.all() if keep > 0 else self._measured()
-        self.loss_before = self._mean(self.before[-len(held) :])
+        self.losses = self._each(self.before[-len(held) :])
+        self.loss_before = float(self.losses.mean())
 
     def _measured(self) -> Tensor:
         """The held-out samples."""
@@ -152,9 +153,11 @@ class FineTuning(Task):
         with torch.no_grad():
             return torch.cat([self.drawn(rows) for rows in self.held.split(self.drawn.batch_size)])
 
-    def _mean(self, x: Tensor) -> float:
-        with torch.no_grad():
-            return float(self.loss(x, self.held).mean())
+    @torch.no_grad()
+    def _each(self, x: Tensor) -> Tensor:
+        """The loss of each held-out sample."""
+
+        return self.loss(x, self.held)
 
     def _evaluate(self, chosen: Tensor) -> float:
         """The loss of a batch and its gradient, a part of it at a time."""
@@ -220,7 +223,7 @@ class FineTuning(Task):
     def save(self, folder: Path) -> dict[str, Any]:
         """Writes ``pipeline`` and ``grid.png``; returns the report.
 
-        The picture has the held-out samples before, and after.
+        The picture has the held-out samples that were worst before, and what became of them.
         """
 
         count = sum(v.numel() for v in self.descent.variables.values())
@@ -228,14 +231,15 @@ class FineTuning(Task):
         self.finish()
         before, after = self.before[-len(self.held) :], self._measured()
         drift = (after - before).square().mean().item()
+        worst = self.losses.argsort(descending=True, stable=True)
         report = {
             "loss_before": self.loss_before,
-            "loss_after": self._mean(after),
+            "loss_after": float(self._each(after).mean()),
             "drift": drift,
             "trained": count,
             "unreached": unreached,
             "skipped": self.descent.skipped,
-            "picture": sketch(before, after),
+            "picture": sketch(before[worst], after[worst]),
         }
 
         if isinstance(self.loss, Classified):

@@ -108,7 +108,7 @@ class Adaptive(nn.Module):
             return Solve(
                 self.gradient,
                 self.denoiser,
-                (self.denoiser,),
+                self,
                 cond,
                 (t, s),
                 (),

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from genflow.errors import UserError
 from genflow.models.denoisers import Denoiser
@@ -32,7 +32,7 @@ class Run:
     Attributes:
         bind: Binds conditions, by name, to the functions that the stages call.
         denoiser: The denoiser.
-        parts: All that the stages may read tensors from, besides the conditions.
+        module: The sampler: all that stages may read tensors from, besides the conditions.
         tableau: The table.
         x: The initial states, with shape (B, \*).
         cond: The named conditions, each with B rows.
@@ -43,7 +43,7 @@ class Run:
 
     bind: Callable[..., list[Stage]]
     denoiser: Denoiser
-    parts: Any
+    module: nn.Module
     tableau: Tableau
     x: Tensor
     cond: Mapping[str, Any]

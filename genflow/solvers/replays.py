@@ -89,10 +89,10 @@ class _Replay:
 
     def __init__(self, run: Run, policy: str, first: int, keep: int) -> None:
         self.run, self.policy, self.first = run, policy, first
-        self.stages = run.stages()
+        self.inputs = Inputs(run.module, run.cond)
+        self.stages = run.bind(**self.inputs.cond)
         self.N = len(self.stages)
         self.keep_from = max(first, self.N - keep)
-        self.inputs = Inputs(run.parts, run.cond)
         self.around = Circumstances(run.x)
 
         moves = Moves.of(run.tableau, run.x)
@@ -140,7 +140,7 @@ class _Replay:
 
         stages = [self._first(i, stage) for i, stage in enumerate(self.stages)]
 
-        with self.around.casting():
+        with self.inputs.restored(), self.around.casting():
             end = rollout(stages, x, self.moves, noise=noise, observe=observe)
 
         self.inputs.mark()
@@ -188,7 +188,7 @@ class _Replay:
 
         begins = self.first == 0 and (needed[0] or ("level", 0) in self.leaves)
         own = needed[len(needed) - len(self.inputs.wanted) :]
-        wanted = [t for t, n in zip(self.inputs.wanted, own, strict=True) if n]
+        wanted = [t for t, n in zip(self.inputs.leaves, own, strict=True) if n]
         back = _Back(gradients, self.N)
 
         with self.inputs.restored():
@@ -200,7 +200,7 @@ class _Replay:
         if begins and ("level", 0) in self.leaves:
             self._pull_first(known, back)
 
-        return [x, *(back.inputs.get(id(t)) for t in (*self.leaves.values(), *self.inputs.wanted))]
+        return [x, *(back.inputs.get(id(t)) for t in (*self.leaves.values(), *self.inputs.leaves))]
 
     def _pull(
         self, i: int, known: dict[Key, Tensor], back: "_Back", wanted: list[Tensor], begins: bool

@@ -195,9 +195,8 @@ class Sampler(nn.Module):
             def fresh(i: int, x: Tensor) -> Tensor:
                 return draw(normal, x.shape, generator)
 
-        parts = (self.denoiser, self._called, self.mean)
         run = Run(
-            self.stages, self.denoiser, parts, self.tableau, x, cond, generator, fresh, observe
+            self.stages, self.denoiser, self, self.tableau, x, cond, generator, fresh, observe
         )
         return self.gradient.run(run) if torch.is_grad_enabled() else run.plain()
 

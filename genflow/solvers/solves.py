@@ -9,7 +9,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.modules.dropout import _DropoutNd
 
 from genflow.errors import UserError
@@ -31,7 +31,7 @@ class Solve:
     Attributes:
         policy: How the adjoint equation is solved.
         denoiser: The denoiser.
-        parts: All that it may read tensors from.
+        module: The sampler: all that the denoiser may read tensors from.
         cond: The named conditions.
         times: The times of the nodes: where states are observed, and both ends.
         places: The node of each state that is observed.
@@ -40,7 +40,7 @@ class Solve:
 
     policy: "Continuous"
     denoiser: Denoiser
-    parts: Any
+    module: nn.Module
     cond: Mapping[str, Any]
     times: Sequence[float]
     places: Sequence[int]
@@ -67,7 +67,7 @@ class Solve:
                     "under which there is no ODE: call eval() on it, or use gradient='exact'."
                 )
 
-        inputs = Inputs(self.parts, self.cond)
+        inputs = Inputs(self.module, self.cond)
         end, *seen = _Solved.apply(self, inputs, observe is not None, x, *inputs.wanted)
         reached(end, "continuous")
 
@@ -172,13 +172,13 @@ class _Solved(torch.autograd.Function):
                 jumps[place] = jumps[place] + g if place in jumps else g
 
         needed = ctx.needs_input_grad[4:]
-        wanted = [t for t, n in zip(inputs.wanted, needed, strict=True) if n]
-        call = partial(solve.denoiser, **solve.cond)
+        wanted = [t for t, n in zip(inputs.leaves, needed, strict=True) if n]
+        call = partial(solve.denoiser, **inputs.cond)
         products = Products(call, inputs, ctx.around, wanted)
 
         with inputs.restored():
             known = {**dict(zip(solve.places, states, strict=False)), M: end}
             x = solve.back(products, known, jumps)
 
-        found = (products.sums.get(id(t)) for t in inputs.wanted)
+        found = (products.sums.get(id(t)) for t in inputs.leaves)
         return None, None, None, x if ctx.needs_input_grad[3] else None, *found

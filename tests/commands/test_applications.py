@@ -1,7 +1,12 @@
 """``genflow invert``, ``audit`` and ``finetune``: from a config file to a folder with a report."""
 
 import json
+import os
 from pathlib import Path
+import signal
+import subprocess
+import sys
+import time
 
 from PIL import Image
 import pytest
@@ -14,7 +19,8 @@ from genflow.models import Preconditioned, Rectified
 from genflow.nn import MLP
 from genflow.pipelines import Pipeline
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "gradients"
+ROOT = Path(__file__).parents[2]
+CONFIGS = ROOT / "configs" / "gradients"
 CLASSIFIER = "applied_nets:bright"
 
 
@@ -165,3 +171,27 @@ def test_a_config_for_any_command(capsys):
 def test_bad_arguments_get_one_sentence_and_exit_code_2(capsys, arguments, words):
     code, out, err = run(capsys, *arguments)
     assert code == 2 and words in err and err.count("\n") == 1 and not out
+
+
+@pytest.mark.slow
+def test_a_job_killed_by_sigkill_resumes_as_if_it_had_not_been():
+    """The whole program, killed once there is a state, and started again with --resume."""
+
+    code = "import sys; from genflow.cli import main; sys.exit(main(sys.argv[1:]))"
+    job = [sys.executable, "-c", code, "invert", "p", "label:cat", "--every", "1", "--n", "4"]
+    job += ["--iterations", "400", "--output"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    subprocess.run([*job, "whole"], check=True, env=environment, timeout=300)
+
+    process = subprocess.Popen([*job, "part"], env=environment)
+    state, deadline = Path("part/state.safetensors"), time.monotonic() + 200
+    while not state.exists() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert state.exists() and not Path("part/embedding.safetensors").exists()
+
+    subprocess.run([*job, "part", "--resume"], check=True, env=environment, timeout=300)
+    assert report("part")["history"] == report("whole")["history"]
+    name = "embedding.safetensors"
+    assert (Path("whole") / name).read_bytes() == (Path("part") / name).read_bytes()

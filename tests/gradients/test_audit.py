@@ -10,6 +10,7 @@ from genflow.data.pixels import to_float, to_uint8
 from genflow.errors import UserError
 from genflow.gradients import Audit, iterate
 from genflow.gradients.jobs import run
+from genflow.gradients.judges import Judge
 from genflow.gradients.shells import SHELL, radius_of
 
 SEEDS, LABEL = range(12), torch.arange(12) % 10
@@ -102,6 +103,16 @@ def test_without_a_truth_the_answer_before_is_the_truth(pipe, classifier):
     task = audit(pipe, classifier, truth=None)
     assert not task.judge.already.any()
     assert torch.equal(task.judge.truth, answers(classifier, task.before))
+
+
+def test_failures_count_on_the_eight_bits_of_a_file():
+    """0.001 is saved as level 128, which is 0.0039: beyond a threshold of 0.002."""
+
+    net = lambda x: torch.stack([torch.zeros(len(x)), x.amax((1, 2, 3)) - 0.002], 1)  # noqa: E731
+    judge = Judge(net, torch.full((1, 1, 8, 8), -1.0))
+    x = torch.full((1, 1, 8, 8), 0.001)
+    assert judge.margin(x, torch.tensor([0])) > 0, "as a float it holds"
+    assert judge.failed(judge.answers(x), torch.tensor([0])).item()
 
 
 def test_samples_search_side_by_side(pipe, classifier):
