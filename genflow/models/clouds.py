@@ -14,6 +14,7 @@ import torch
 from torch import Generator, Tensor
 
 from genflow.errors import UserError
+from genflow.models.frames import seen
 
 Law = Any
 r"""Points with shape (n, \*), a tensor or an array, or a function that draws them."""
@@ -32,8 +33,7 @@ class Cloud:
         generator: The source of order and draws, on the CPU.
 
     Attributes:
-        points: The points to learn from, shuffled, with shape (n, d).
-        held: Points to look at, with shape (m, d); the others if none are held out.
+        points: The points as they were given or drawn, with shape (n, d).
 
     Raises:
         UserError: If there are no finite points.
@@ -43,19 +43,18 @@ class Cloud:
         self.name = name
         self.generator = generator
         self.draw: Callable[..., Tensor] | None = law if callable(law) else None
-        self.place, self.scale, self.dtype = torch.zeros(()), torch.ones(()), torch.float64
-        self._next = 0
+        self.place, self.scale, self.dtype = torch.zeros(()), 1.0, torch.float64
 
-        x = self._drawn(DRAWN + HELD) if self.draw else self._read(law)
+        self.points = self._drawn(DRAWN + HELD) if self.draw else self._read(law)
+        n = len(self.points)
+        order = torch.randperm(n, generator=generator)
+        held = HELD if self.draw else min(HELD, round(held_out * n))
+        self._held, self._rows, self._next = order[:held], order[held:], 0
 
-        if self.draw:
-            self.held, self.points = x[:HELD], x[HELD:]
-            return
+    def __len__(self) -> int:
+        """The number of points to learn from."""
 
-        x = x[torch.randperm(len(x), generator=generator).to(x.device)]
-        held = min(HELD, round(held_out * len(x)))
-        self.points = x[held:]
-        self.held = x[:held] if held else self.points
+        return len(self._rows)
 
     def _read(self, points: Any) -> Tensor:
         """Points as a table (n, d) of finite floats."""
@@ -83,26 +82,42 @@ class Cloud:
         return self._read(self.draw(n, generator=self.generator))
 
     def enter(self, place: Tensor, scale: Tensor, dtype: torch.dtype) -> None:
-        """Moves the points, and all batches to come, into a frame."""
+        """Says in which frame points are wanted from now on."""
 
-        self.place, self.scale, self.dtype = place, scale, dtype
-        self.points, self.held = self._seen(self.points), self._seen(self.held)
+        self.place, self.scale, self.dtype = place.to(self.points), float(scale), dtype
 
-    def _seen(self, x: Tensor) -> Tensor:
-        return x.sub(self.place.to(x)).div_(float(self.scale)).to(self.dtype)
+    def seen(self, x: Tensor) -> Tensor:
+        """Points as they are seen in the frame."""
+
+        return seen(x, self.place, self.scale, self.dtype)
+
+    def _at(self, rows: Tensor) -> Tensor:
+        return self.seen(self.points[rows.to(self.points.device)])
+
+    def known(self, n: int) -> Tensor:
+        """Up to n points to learn from, in random order, with shape (n, d)."""
+
+        return self._at(self._rows[:n])
+
+    def held(self) -> Tensor:
+        """The points to look at, with shape (m, d); those to learn from if none are held out."""
+
+        return self._at(self._held) if len(self._held) else self.known(HELD)
 
     def batch(self, n: int) -> Tensor:
         """The next n points, with shape (n, d): fresh ones, or each once before any again."""
 
         if self.draw:
-            return self._seen(self._drawn(n))
+            return self.seen(self._drawn(n))
 
-        if self._next + n > len(self.points):
-            order = torch.randperm(len(self.points), generator=self.generator)
-            self.points, self._next = self.points[order.to(self.points.device)], 0
+        n = min(n, len(self._rows))
+
+        if self._next + n > len(self._rows):
+            order = torch.randperm(len(self._rows), generator=self.generator)
+            self._rows, self._next = self._rows[order], 0
 
         self._next += n
-        return self.points[self._next - n : self._next]
+        return self._at(self._rows[self._next - n : self._next])
 
 
 def check_pair(source: Cloud, target: Cloud, components: int) -> None:
@@ -120,9 +135,10 @@ def check_pair(source: Cloud, target: Cloud, components: int) -> None:
             f"source has {d[0]} columns and target {d[1]}: both clouds must have one dimension."
         )
 
-    flat = (target.points == target.points[0]).all(0)
+    some = target.points[: 1 + len(target.points) // 100]
+    flat = (some == some[0]).all(0)
 
-    if bool(flat.any()):
+    if bool(flat.any()) and bool((flat := (target.points == some[0]).all(0)).any()):
         columns = flat.nonzero()[:, 0].tolist()
         raise UserError(
             f"target is constant in column {', '.join(map(str, columns[:5]))}"
@@ -130,8 +146,8 @@ def check_pair(source: Cloud, target: Cloud, components: int) -> None:
         )
 
     for cloud in (source, target):
-        if components > len(cloud.points):
+        if components > len(cloud):
             raise UserError(
-                f"components is {components} and {cloud.name} has {len(cloud.points)} points to "
-                f"learn from: {len(cloud.points)} or fewer are needed."
+                f"components is {components} and {cloud.name} has {len(cloud)} points to learn "
+                f"from: {len(cloud)} or fewer are needed."
             )

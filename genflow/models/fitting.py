@@ -4,9 +4,11 @@ By default, in the frame where the clouds are centred and of order one:
 
 1. a start by k-means and Sinkhorn's iteration (`genflow.models.starts`);
 2. Adam on the objective :math:`\mathbb E \log c - \mathbb E \log v` (`genflow.models.objectives`),
-   2,000 steps of 512 points, the learning rate going up and down once;
-3. every twentieth of the way, the objective on points held out. The parameters that did best
-   there are returned, and steps end early where it has not improved for some time.
+   1,000 steps, the learning rate going up and down once while batches grow from 512 points to
+   4,096 (`genflow.models.steps`);
+3. every twentieth of the way, the objective on points held out (`genflow.models.watches`). The
+   last parameters are returned that are as good there as the best, but for chance, and steps end
+   early where that gets worse.
 
 A single component with a diagonal or full covariance has its minimum in closed form, and takes no
 steps. The clouds need not be paired, nor be of one size; either may be a function that draws
@@ -34,8 +36,8 @@ from genflow.models.bridges import LightBridge
 from genflow.models.clouds import Cloud, Law, check_pair
 from genflow.models.frames import Frame
 from genflow.models.objectives import dual_loss, matching_loss
-from genflow.models.starts import FAMILIES, STARTS, begin
-from genflow.models.steps import BridgeAdam, one_cycle
+from genflow.models.starts import FAMILIES, STARTS, begin, enough
+from genflow.models.steps import BridgeAdam, growth, one_cycle
 from genflow.models.watches import Watch
 
 Pairing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -52,14 +54,14 @@ class Fit:
     Args:
         bridge: The bridge, in float64.
         steps: The number of steps taken.
-        best: The step whose parameters were kept.
+        kept: The step whose parameters were kept.
         objective: The objective on the points held out by step, in nats.
         stopped: Why the fit ended before its last step; empty if it did not.
     """
 
     bridge: LightBridge
     steps: int
-    best: int
+    kept: int
     objective: dict[int, float]
     stopped: str = ""
 
@@ -76,11 +78,11 @@ def fit_bridge(
     width: float = 0.1,
     loss: str = "dual",
     coupling: Pairing | None = None,
-    steps: int = 2000,
+    steps: int = 1000,
     batch_size: int = 512,
     lr: float = 2e-2,
     held_out: float = 0.1,
-    patience: int = 10,
+    patience: int = 5,
     seed: int = 0,
     dtype: torch.dtype | None = None,
 ) -> Fit:
@@ -99,11 +101,12 @@ def fit_bridge(
         coupling: What pairs two batches for matching, as in ``target, source = coupling(target,
             source)``; independent if None.
         steps: The number of steps, 0 or more.
-        batch_size: Points of each cloud in a step, 1 or more; all if there are fewer.
+        batch_size: Points of each cloud in a step of the first half, 1 or more; four times as
+            many in the third quarter and eight in the last; all if there are fewer.
         lr: The largest learning rate, above 0; centres move in units of their widths.
         held_out: The fraction of points that are looked at and not learned from, in [0, 1), at
             most 5,000. With 0 the points themselves are looked at.
-        patience: Looks without improvement after which the fit ends; there are 20 in all.
+        patience: Looks in a row at a worse objective after which the fit ends, of 20 in all.
         seed: Names the random numbers.
         dtype: The precision of the steps; by default float32, or float64 where ε is below a
             hundredth of the target's mean variance.
@@ -142,11 +145,11 @@ def fit_bridge(
     generator = Generator().manual_seed(seed)
     clouds = [Cloud(*c, held_out, generator) for c in (("source", source), ("target", target))]
     frame, bridge = prepare(*clouds, epsilon, **options, generator=generator, dtype=dtype)
-    watch = Watch(bridge, *(cloud.held for cloud in clouds), steps)
+    watch = Watch(bridge, *(cloud.held() for cloud in clouds), steps)
     done = 0
 
-    def objective() -> Tensor:
-        x, y = (cloud.batch(min(batch_size, len(cloud.points))) for cloud in clouds)
+    def objective(step: int) -> Tensor:
+        x, y = (cloud.batch(batch_size * growth(step, steps)) for cloud in clouds)
         return loss_of(bridge, x, y, loss, coupling, generator)
 
     if not closed and not watch.alarm:
@@ -159,7 +162,7 @@ def fit_bridge(
         warnings.warn(f"the fit ended at step {done} of {steps}: {watch.alarm}", stacklevel=2)
 
     return Fit(
-        frame.leave(bridge, epsilon), done, watch.best, watch.objective, watch.alarm or watch.rest
+        frame.leave(bridge, epsilon), done, watch.kept, watch.objective, watch.alarm or watch.rest
     )
 
 
@@ -197,7 +200,8 @@ def prepare(
     source.enter(frame.source, frame.scale, dtype)
     target.enter(frame.target, frame.scale, dtype)
     options = {"components": components, "family": covariance, "rank": rank, "width": width}
-    bridge = begin(source.points, target.points, eps, method=start, generator=generator, **options)
+    known = (cloud.known(n) for cloud, n in zip((source, target), enough(components), strict=True))
+    bridge = begin(*known, eps, method=start, generator=generator, **options)
     return frame, bridge.to(dtype)
 
 
@@ -222,7 +226,7 @@ def loss_of(
 
 
 def _descend(
-    bridge: LightBridge, objective: Callable[[], Tensor], lr: float, steps: int
+    bridge: LightBridge, objective: Callable[[int], Tensor], lr: float, steps: int
 ) -> Iterator[int]:
     """Takes the steps of one cycle, and says how many are done after each."""
 
@@ -232,7 +236,7 @@ def _descend(
         for group in optimizer.param_groups:
             group["lr"] = lr * one_cycle(step, steps)
         optimizer.zero_grad()
-        objective().backward()
+        objective(step).backward()
         optimizer.step()
         yield step + 1
 

@@ -10,7 +10,7 @@ Entropic transport does not care about where its clouds lie, nor about units. Wi
 So step sizes mean the same for all data, and quadratic forms lose no digits to a distant origin.
 """
 
-__all__ = ["Frame"]
+__all__ = ["Frame", "seen"]
 
 import copy
 from dataclasses import dataclass
@@ -72,3 +72,9 @@ class Frame:
         log_a = bridge.log_weight - (r @ m_0 + 0.5 * turned @ m_0) / epsilon
         log_a = log_a - log_a.logsumexp(-1)
         return LightBridge(log_a, r, bridge.covariance.settled(), epsilon).requires_grad_(False)
+
+
+def seen(x: Tensor, place: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """Points as they are seen from a place, at a scale; centred before they lose digits."""
+
+    return x.sub(place.to(x)).div_(scale).to(dtype)

@@ -21,7 +21,7 @@ Iterating them further is not done here: for small ε it can lead uphill, and co
 drawn from the target, which is what is usual in the literature.
 """
 
-__all__ = ["FAMILIES", "STARTS", "begin"]
+__all__ = ["FAMILIES", "STARTS", "begin", "enough"]
 
 from collections.abc import Callable
 import math
@@ -33,13 +33,19 @@ from genflow.models.bridges import LightBridge
 from genflow.models.clusters import Clusters, k_means
 from genflow.models.covariances import Covariance, Diagonal, Full, LowRank, entropic_map
 
-SOURCES = 4000  # points of the source that Sinkhorn's iteration sees
-TARGETS = 8000  # points of the target that are cut into cells, or 20 a cell
+SOURCES = 4000  # points of the source that Sinkhorn's iteration needs
+TARGETS = 8000  # points of the target that cells need, or 20 a cell
 PRIOR = 5.0  # points with the mean covariance that every cell is given beside its own
 RIDGE = 1e-12  # the same for a single component, in units of all points: exact but for this
 STAGES = 8  # values of ε on the way down
 ROUNDS = 60  # of Sinkhorn's iteration at the last ε, unless it has come
 CLOSE = 1e-3  # this close to the masses, as a ratio
+
+
+def enough(components: int) -> tuple[int | None, int | None]:
+    """How many points of the source and of the target a start needs; None for all there are."""
+
+    return (None, None) if components == 1 else (SOURCES, max(TARGETS, 20 * components))
 
 
 def begin(
@@ -94,9 +100,6 @@ def _sinkhorn(
     generator: Generator | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """log a with shape (K), r with shape (K, d), and S with shape (K, d) or (K, d, d)."""
-
-    if K > 1:
-        source, target = source[:SOURCES], target[: max(TARGETS, 20 * K)]
 
     cells = k_means(target, K, generator=generator)
     mass = cells.count.clamp_min(1).to(target.dtype)
@@ -158,7 +161,7 @@ def _within(cells: Clusters, x: Tensor, diagonal: bool) -> Tensor:
 
 
 def _k_means(target: Tensor, K: int, generator: Generator | None) -> Tensor:
-    return k_means(target[: max(TARGETS, 20 * K)], K, generator=generator).centre
+    return k_means(target, K, generator=generator).centre
 
 
 def _samples(target: Tensor, K: int, generator: Generator | None) -> Tensor:

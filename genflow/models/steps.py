@@ -9,10 +9,11 @@ component,
 which is Adam in the coordinates :math:`r_k / (\epsilon \, \mathrm{diag} \, S_k)^{1/2}`. With ε at
 one hundredth of the data's variance, a step that all share is too coarse for the centres, or too
 fine for the rest. Gradients below 1e-6 count as none, so that components without mass rest instead
-of walking at random.
+of walking at random. Batches grow while the rate falls: the noise that is left at the end is that
+of the last steps.
 """
 
-__all__ = ["BridgeAdam", "one_cycle", "variances"]
+__all__ = ["BridgeAdam", "growth", "one_cycle", "variances"]
 
 from collections.abc import Callable
 import math
@@ -80,3 +81,9 @@ def one_cycle(step: int, steps: int) -> float:
         return FIRST + (1 - FIRST) * 0.5 * (1 - math.cos(math.pi * step / peak))
 
     return 0.5 * (1 + math.cos(math.pi * (step - peak) / max(1, steps - peak)))
+
+
+def growth(step: int, steps: int) -> int:
+    """How much larger a batch is at a step: 1 in the first half, then 4, in the last quarter 8."""
+
+    return 1 if 2 * step < steps else 4 if 4 * step < 3 * steps else 8

@@ -1,12 +1,16 @@
 """What watches a fit: the objective on points held out, and the widths of the components.
 
-A look keeps the parameters that did best so far, and may end the fit for one of two reasons: the
-objective has not improved for some time since the learning rate began to fall, or something went
-wrong. Wrong is an objective that is not finite, and a component whose standard deviation leaves
-the range from a thousandth (in float64, a hundred-thousandth) to a hundred times that of the
-target: it runs to 0 on atoms and on surfaces, where the best covariance is singular. Below a
-thousandth, single precision cannot tell a width from rounding. Components with less than a
-hundredth of an even share of the mass may do as they like.
+A look keeps the parameters unless they are worse than the best so far by more than chance: by two
+standard errors of the difference on the same points. (The lowest number itself would be a worse
+choice, for it is partly luck; steps at a falling rate get better in ways that a few thousand
+points cannot see.) And it may end the fit, for one of two reasons: several looks in a row were
+worse in this sense, since the learning rate began to fall, or something went wrong.
+
+Wrong is an objective that is not finite, and a component whose standard deviation leaves the range
+from a thousandth (in float64, a hundred-thousandth) to a hundred times that of the target: it runs
+to 0 on atoms and on surfaces, where the best covariance is singular. Below a thousandth, single
+precision cannot tell a width from rounding. Components with less than a hundredth of an even share
+of the mass may do as they like.
 """
 
 __all__ = ["Watch"]
@@ -18,7 +22,7 @@ import torch
 from torch import Tensor
 
 from genflow.models.bridges import LightBridge
-from genflow.models.objectives import dual_loss, usage
+from genflow.models.objectives import usage
 from genflow.models.steps import RISE, variances
 
 LOOKS = 20  # at the points held out
@@ -37,7 +41,7 @@ class Watch:
         steps: The number of steps to come.
 
     Attributes:
-        best: The step whose parameters are kept.
+        kept: The step whose parameters are kept.
         objective: The objective by step, in nats.
         alarm: What went wrong; empty if nothing did.
         rest: Why nothing more is to be expected; empty if something is.
@@ -47,8 +51,9 @@ class Watch:
         self.bridge, self.source, self.target, self.steps = bridge, source, target, steps
         self.width = float(target.std(0, correction=0).square().mean().sqrt())
         self.objective: dict[int, float] = {}
-        self.best, self.alarm, self.rest = 0, "", ""
-        self._keep()
+        self.alarm, self.rest = "", ""
+        self._best: tuple[Tensor, Tensor] | None = None  # log c and log v at the lowest objective
+        self._keep(0)
         self.look(0, patience=1)
 
     def due(self, step: int) -> bool:
@@ -61,32 +66,43 @@ class Watch:
 
         Args:
             step: The number of steps taken.
-            patience: Looks without improvement that are borne, once the learning rate falls.
+            patience: Looks in a row that may be worse, once the learning rate falls.
 
         Returns:
             Whether to end.
         """
 
         with torch.no_grad():
-            value = float(dual_loss(self.bridge, self.source, self.target))
+            log_c = self.bridge.log_normaliser(self.source)
+            log_v = self.bridge.log_potential(self.target)
 
+        value = float(log_c.mean() - log_v.mean())
         self.alarm = self._wrong(value)
 
         if self.alarm:
             return True
 
-        if value < self.objective.get(self.best, math.inf):
-            self.best = step
-            self._keep()
-
+        lowest = value < min(self.objective.values(), default=math.inf)
         self.objective[step] = value
-        falling = {k: v for k, v in self.objective.items() if k >= RISE * self.steps}
-        since = sum(k > min(falling, key=falling.get) for k in falling)
 
-        if since >= patience:
-            self.rest = f"the objective has not improved in {since} looks"
+        if lowest or self._best is None:
+            self._best = (log_c, log_v)
+        if lowest or self._by_chance(log_c, log_v):
+            self._keep(step)
+
+        worse = sum(k > max(self.kept, RISE * self.steps) for k in self.objective)
+
+        if worse >= patience:
+            self.rest = f"the objective has been worse for {worse} looks"
 
         return bool(self.rest)
+
+    def _by_chance(self, log_c: Tensor, log_v: Tensor) -> bool:
+        """Whether the best is better by two standard errors at most."""
+
+        gaps = [now - best for now, best in zip((log_c, log_v), self._best, strict=True)]
+        error = sum(gap.var() / len(gap) for gap in gaps).sqrt() if len(self.target) > 1 else 0.0
+        return bool(gaps[0].mean() - gaps[1].mean() <= 2 * error)
 
     @torch.no_grad()
     def _wrong(self, value: float) -> str:
@@ -113,20 +129,23 @@ class Watch:
 
         return ""
 
-    def _keep(self) -> None:
-        self.kept = {k: v.clone() for k, v in self.bridge.state_dict().items()}
+    def _keep(self, step: int) -> None:
+        self.kept = step
+        self._state = {k: v.clone() for k, v in self.bridge.state_dict().items()}
 
     def restore(self) -> None:
-        """Gives the bridge the best parameters."""
+        """Gives the bridge the parameters that were kept."""
 
-        self.bridge.load_state_dict(self.kept)
+        self.bridge.load_state_dict(self._state)
 
     def state(self) -> dict[str, Any]:
         """What has been seen so far, as plain values and tensors."""
 
-        return {"best": self.best, "objective": dict(self.objective), "kept": self.kept}
+        seen = {"kept": self.kept, "objective": dict(self.objective), "best": self._best}
+        return seen | {"parameters": self._state}
 
     def resume(self, state: dict[str, Any]) -> None:
         """Goes on from a `state`."""
 
-        self.best, self.objective, self.kept = state["best"], state["objective"], state["kept"]
+        self.kept, self.objective = state["kept"], state["objective"]
+        self._best, self._state = state["best"], state["parameters"]

@@ -6,8 +6,9 @@ gives the same quality and not the same numbers, since batches are drawn by the 
 
 The parameters live in the frame where both clouds are centred and of order one; `fitted` has the
 bridge between the clouds themselves. The points that the data module holds out are looked at every
-twentieth of the way, outside of Lightning's validation; the parameters that did best there are put
-back at the end, and an end comes early where nothing improves or a covariance runs away.
+twentieth of the way, outside of Lightning's validation (`genflow.models.watches`): the best
+parameters are put back at the end, and an end comes early where the objective gets worse or a
+covariance runs away.
 """
 
 __all__ = ["LightSB"]
@@ -25,7 +26,7 @@ from genflow.errors import UserError
 from genflow.models.bridges import LightBridge
 from genflow.models.clouds import Cloud
 from genflow.models.fitting import check, loss_of, prepare
-from genflow.models.frames import Frame
+from genflow.models.frames import Frame, seen
 from genflow.models.steps import BridgeAdam, one_cycle
 from genflow.models.watches import Watch
 from genflow.training.couplings import Coupling
@@ -45,7 +46,7 @@ class LightSB(LightningModule):
         coupling: What pairs a batch for matching; independent if None.
         lr: The largest learning rate, above 0; centres move in units of their widths.
         decay: ``"one-cycle"`` up and down over the trainer's ``max_steps``, or ``"none"``.
-        patience: Looks without improvement after which the run ends; there are 20 in all.
+        patience: Looks in a row at a worse objective after which the run ends, of 20 in all.
         seed: Names the random numbers, 0 or more.
 
     Attributes:
@@ -79,7 +80,7 @@ class LightSB(LightningModule):
         coupling: Coupling | None = None,
         lr: float = 2e-2,
         decay: Literal["one-cycle", "none"] = "one-cycle",
-        patience: int = 10,
+        patience: int = 5,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -143,7 +144,7 @@ class LightSB(LightningModule):
         )
         held = zip(clouds, (data.source_val_set, data.val_set), strict=True)
         self._held = [
-            cloud.points if out is None else self._seen(cloud.name, out[:]["x"])
+            cloud.held() if out is None else cloud.seen(out[:]["x"].flatten(1))
             for cloud, out in held
         ]
 
@@ -151,8 +152,7 @@ class LightSB(LightningModule):
         """Points as they are seen in the frame, in the dtype of the bridge."""
 
         place = self.frame.source if name == "source" else self.frame.target
-        x = x.flatten(1)
-        return x.sub(place.to(x)).div_(float(self.frame.scale)).to(self.bridge.centre.dtype)
+        return seen(x.flatten(1), place, float(self.frame.scale), self.bridge.centre.dtype)
 
     def on_fit_start(self) -> None:
         """Takes a first look, or goes on from those of the checkpoint."""

@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 from genflow.viz.bridges import journey
-from genflow.viz.curves import curves
 from genflow.viz.costs import costs
+from genflow.viz.curves import curves
 from genflow.viz.figures import blank, image_of
 from genflow.viz.pictures import cloud, grid_of
 from genflow.viz.progress import fronts, progress, taus

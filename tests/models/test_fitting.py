@@ -58,8 +58,8 @@ def test_a_short_fit_recovers_the_plan(small):
     cbw, gap = judged(problem, fit.bridge)
     assert cbw < 0.05 and gap < 0.01
     assert fit.steps == 500 and fit.stopped == ""
-    assert fit.objective[fit.best] == min(fit.objective.values()) < fit.objective[0]
-    assert len(fit.objective) == 21
+    assert fit.objective[fit.kept] < min(fit.objective.values()) + 0.01 < fit.objective[0]
+    assert len(fit.objective) == 21 and fit.kept > 400
     assert fit.bridge.centre.dtype == torch.float64
     assert not any(p.requires_grad for p in fit.bridge.parameters())
 
@@ -123,8 +123,8 @@ def test_functions_give_fresh_points_and_nothing_to_overfit():
 
     options = {"epsilon": 1.0, "components": 6, "steps": 60, "batch_size": 100}
     fit = fit_bridge(problem.source, target, **options)
-    assert asked[0] == 25_000 and asked[1:] == [100] * 60
-    assert fit.objective[fit.best] < fit.objective[0]
+    assert asked[0] == 25_000 and asked[1:] == [100] * 30 + [400] * 15 + [800] * 15
+    assert fit.objective[fit.kept] < fit.objective[0]
     again = fit_bridge(problem.source, problem.target, **options)
     assert torch.equal(again.bridge.centre, fit.bridge.centre)
 
@@ -141,7 +141,7 @@ def test_bridge_matching_descends_the_same_objective_with_and_without_a_coupling
         options = {"loss": "matching", "coupling": coupling, "steps": 200, "batch_size": 128}
         fit = fit_bridge(x, y, **start, **options)
         cbw, gap = judged(problem, fit.bridge)
-        assert fit.objective[fit.best] < fit.objective[0] - 0.5
+        assert fit.objective[fit.kept] < fit.objective[0] - 0.5
         assert gap < 0.5
 
 
@@ -153,7 +153,7 @@ def test_overfitting_ends_early_with_the_best_kept():
         fit = fit_bridge(x, y, epsilon=1.0, components=30, held_out=0.3, steps=800, patience=4)
     assert fit.steps < 800 and fit.stopped
     last = max(fit.objective)
-    assert fit.best < last and fit.objective[fit.best] < fit.objective[last] - 0.05
+    assert fit.kept < last and fit.objective[fit.kept] < fit.objective[last] - 0.05
     probe = problem.source(100, generator=seeded(5)).double()
     assert bool(fit.bridge.plan(probe).mean.isfinite().all())
 
@@ -176,7 +176,7 @@ def test_atoms_are_said_and_the_last_good_kept(covariance):
             width=0.01,
             start="k-means",
         )
-    assert fit.steps < 2000 and "runs to 0" in fit.stopped
+    assert fit.steps < 1000 and "runs to 0" in fit.stopped
     assert len([w for w in said if "runs to 0" in str(w.message)]) == 1
     assert all(bool(p.isfinite().all()) for p in fit.bridge.parameters())
     assert float(fit.bridge.covariance.log_scale.min()) > -25
@@ -187,10 +187,10 @@ def test_atoms_are_said_and_the_last_good_kept(covariance):
 def test_a_surface_is_said_even_where_there_are_no_steps():
     x = torch.randn(500, 2, generator=seeded())
     y = torch.stack((x[:, 0], 2 * x[:, 0]), 1)
-    with pytest.warns(UserWarning, match="at step 0 of 2000: a covariance runs to 0"):
+    with pytest.warns(UserWarning, match="at step 0 of 1000: a covariance runs to 0"):
         fit = fit_bridge(x, y, epsilon=1.0, components=1, covariance="full")
     assert bool(fit.bridge.plan(x).mean.isfinite().all())
-    with pytest.warns(UserWarning, match="at step 0 of 2000"):
+    with pytest.warns(UserWarning, match="at step 0 of 1000"):
         fit_bridge(x, x + 1, epsilon=1.0, components=4, start="samples", width=1e-12)
 
 
@@ -198,7 +198,7 @@ def test_a_wild_rate_is_said_and_the_last_good_kept(small):
     _, x, y = small
     with pytest.warns(UserWarning, match="runs to|objective is"):
         fit = fit_bridge(x, y, epsilon=1.0, components=5, steps=200, lr=30.0)
-    assert fit.stopped and fit.objective[fit.best] == min(fit.objective.values())
+    assert fit.stopped and fit.objective[fit.kept] < min(fit.objective.values()) + 0.1
     assert all(bool(p.isfinite().all()) for p in fit.bridge.parameters())
 
 
