@@ -12,7 +12,7 @@ import torch
 from genflow.models import Exact, Karras, Mixture
 from genflow.search.population import Population
 from genflow.search.recipes import plain, random, s3
-from genflow.search.refine import descend
+from genflow.search.refine import descend, refine
 from genflow.search.score import Simulated, error
 from genflow.search.seeds import presets, seeds_for
 from genflow.search.teachers import Teacher
@@ -55,15 +55,17 @@ def best(options):
         at_held, at_golden = held([s for _, s in known]), golden([s for _, s in known])
         seeds_held = held([s for _, s in more])
         k = int(np.nanargmin(at_held))
-        found, on_golden, seconds = [], [], []
+        found, tables, on_golden, seconds = [], [], [], []
 
         for seed in range(options.seeds):
             began = time.process_time()
-            schedule = _found(denoiser, calls, seed, check, more, options)
+            schedule, table = _found(denoiser, calls, seed, check, more, options)
             seconds.append(time.process_time() - began)
             found += held([schedule])
+            tables += held([table])
             on_golden += golden([schedule])
-            print(calls, seed, f"{found[-1]:.4f} {on_golden[-1]:.4f}", flush=True)
+            told_now = f"{found[-1]:.4f} {tables[-1]:.4f} {on_golden[-1]:.4f}"
+            print(calls, seed, told_now, flush=True)
 
         rows.append(
             [
@@ -72,6 +74,8 @@ def best(options):
                 f"{np.nanmin(seeds_held):.4f} ({more[int(np.nanargmin(seeds_held))][0]})",
                 told(found),
                 f"{mean(found) / at_held[k]:.2f}",
+                told(tables),
+                f"{mean(tables) / at_held[k]:.2f}",
                 f"{np.nanmin(at_golden):.4f}",
                 told(on_golden),
                 f"{mean(seconds):.0f}",
@@ -81,13 +85,15 @@ def best(options):
             "preset": [known[k][0], at_held[k]],
             "seed": float(np.nanmin(seeds_held)),
             "found": found,
+            "tables": tables,
             "golden": on_golden,
             "preset_golden": float(np.nanmin(at_golden)),
             "seconds": seconds,
         }
 
     header = ["calls", "best preset", "best with AYS, Beta, GITS times", "searched"]
-    header += ["searched ÷ preset", "best preset, golden noise", "searched, golden noise"]
+    header += ["searched ÷ preset", "searched, then free weights", "÷ preset"]
+    header += ["best preset, golden noise", "searched, golden noise"]
     print_table([*header, "CPU seconds"], rows)
     write_results("search-mixture", {"cases": results}, options)
 
@@ -97,7 +103,7 @@ def _judged(pair):
 
 
 def _found(denoiser, calls, seed, check, more, options):
-    """A short evolutionary search, and gradient steps from its best and from the best seeds."""
+    """A short evolutionary search, gradient steps from the best, and then a free table."""
 
     train = drawn(denoiser, range(10_000 * seed, 10_000 * seed + 512))
     score, space = Simulated(*_judged(train)), SolverSpace(denoiser.path, calls)
@@ -109,16 +115,11 @@ def _found(denoiser, calls, seed, check, more, options):
         space, score, budget=budget, seeds=[known[i] for i in order[: budget // 4]], seed=seed
     )
     firsts = [e.schedule for e in archive.top(2)] + [known[order[0]][1]]
-    refined = descend(
-        list(dict.fromkeys(firsts)),
-        *train,
-        starts=3,
-        iterations=options.steps,
-        rate=0.03,
-        batch_size=256,
-        check=check,
-    )
-    return refined[0].solver
+    options = {"iterations": options.steps, "batch_size": 256, "check": check}
+    first = descend(list(dict.fromkeys(firsts)), *train, starts=2, rate=0.03, **options)
+    schedule = first[0].solver
+    free = ("times", "relax", "weights")
+    return schedule, refine(schedule, *train, free=free, rate=0.01, **options).solver
 
 
 def guided(options):

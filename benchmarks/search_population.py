@@ -12,9 +12,9 @@ from genflow.search.usf import SolverSpace
 from genflow.solvers import Sampler
 
 CASES = {
-    "MLP 2-128, 16 samples": (lambda: MLP(2, 128, 3), (2,), 16, 48, 4096),
-    "MLP 2-128, 64 samples": (lambda: MLP(2, 128, 3), (2,), 64, 48, 4096),
-    "MLP 2-128, 256 samples": (lambda: MLP(2, 128, 3), (2,), 256, 48, 4096),
+    "MLP 2-128, 16 samples": (lambda: MLP(2, 128, 3), (2,), 16, 24, 4096),
+    "MLP 2-128, 64 samples": (lambda: MLP(2, 128, 3), (2,), 64, 24, 4096),
+    "MLP 2-128, 256 samples": (lambda: MLP(2, 128, 3), (2,), 256, 24, 4096),
     "U-Net 1×8×8, 8 samples": (
         lambda: UNet(8, 1, widths=(32, 64), layers=1, attention=(4,)),
         (1, 8, 8),
@@ -22,12 +22,12 @@ CASES = {
         16,
         128,
     ),
-    "U-Net 3×32×32, 32 samples": (
+    "U-Net 3×32×32, 16 samples": (
         lambda: UNet(32, 3, widths=(32, 64), layers=1, attention=()),
         (3, 32, 32),
-        32,
+        16,
         4,
-        32,
+        16,
     ),
 }
 
@@ -39,7 +39,7 @@ def main(options):
     for name, (make, shape, n, many, batch) in CASES.items():
         torch.manual_seed(0)
         denoiser = Preconditioned(make().eval(), Rectified()).to(options.device)
-        rounds = 5 if len(shape) == 1 else 3
+        rounds = 3
         space = SolverSpace(denoiser.path, 5)
         schedules = [space.sample(np.random.default_rng(i)) for i in range(many)]
         z = torch.randn(n, *shape, device=options.device)
@@ -56,6 +56,7 @@ def main(options):
         took = contest({"one by one": alone, "population": together}, z, rounds)
         speed = 1 / took["population"]["ratio"]
         each = took["population"]["seconds"] / many
+        print(name, f"{speed:.2f}", flush=True)
         rows.append([name, str(many), f"{1e3 * each:.1f}", f"{speed:.1f}×", f"{apart:.0e}"])
         results[name] = {"speed": speed, "seconds": each, "apart": apart}
 

@@ -199,7 +199,7 @@ def table(schedule: "SolverSchedule", path: "Path | None" = None) -> str:
 
     for i, step in enumerate(schedule.steps):
         row = [str(i), _number(times[i]), _lam(lam[i]), *_cells(i, step)]
-        rows.append([*row, _skips(step)] if altered else row)
+        rows.append([*row, _change(step)] if altered else row)
 
     rows.append(["end", _number(times[-1]), _lam(lam[-1])])
     on = "" if path is None else f", on {_short(path)}"
@@ -250,8 +250,17 @@ def _points(sets: tuple[tuple[int, ...], ...]) -> str:
     return " | ".join(",".join(map(str, used)) for used in kinds)
 
 
-def _skips(step: "Step") -> str:
-    return ",".join(f"{c:g}" for c in step.change.skips) if step.change else NONE
+def _change(step: "Step") -> str:
+    """How a step alters the network: factors of skip connections, blocks, guidance."""
+
+    change = step.change
+    parts = [
+        ",".join(f"{c:g}" for c in change.skips) if change.fades else "",
+        f"drops {len(change.drop)}" if change.drop else "",
+        f"reuses {len(change.reuse)}" if change.reuse else "",
+        "" if change.guidance else "unguided",
+    ]
+    return "; ".join(filter(None, parts)) or NONE
 
 
 def _number(t: float) -> str:

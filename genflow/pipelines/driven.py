@@ -16,6 +16,7 @@ from diffusers.utils.torch_utils import randn_tensor
 import torch
 from torch import Tensor, nn
 
+from genflow.errors import UserError
 from genflow.models import Clipped, Denoiser, Path, Preconditioned
 from genflow.models.noise import Generators
 from genflow.solvers.samplers import Sampler
@@ -55,11 +56,20 @@ class Driven:
         times: The N + 1 times, where the run is a named sampler's on these.
 
     Raises:
-        UserError: If the schedule cannot be compiled.
+        UserError: If the schedule cannot be compiled, or alters what lies outside: the network, or
+            the guidance.
     """
 
     def __init__(self, denoiser: Denoiser, schedule: SolverSchedule | Tableau) -> None:
         self.sampler = Sampler(denoiser, schedule)
+
+        for i, change in enumerate(self.sampler.tableau.changes):
+            if not change.guidance:
+                raise UserError(
+                    f"step {i} switches guidance off, and a pipeline that calls its network "
+                    "itself guides every step: leave change.guidance out, or sample with genflow."
+                )
+
         self.window: list[Tensor] = []
         self.times: tuple[float, ...] | None = None
 

@@ -135,6 +135,9 @@ class BlockSpace:
         units = {name: (name,) for name in known} if units is None else units
         units = {name: tuple(inside) for name, inside in units.items()}
 
+        if not all(units.values()) or not units:
+            raise UserError("units hold no block, or one of them holds none: name blocks in each.")
+
         for name in (name for inside in units.values() for name in inside):
             if name not in known:
                 raise UserError(f"a unit names the block '{name}'{nearest(name, known)}")

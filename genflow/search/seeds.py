@@ -23,6 +23,7 @@ References:
 __all__ = ["ays", "beta", "chain", "gits", "presets", "seeds_for", "step_errors"]
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,7 @@ from genflow.models.paths import Discrete, Path
 from genflow.search.population import Solver
 from genflow.search.teachers import trajectory
 from genflow.solvers.registry import schedule_for
+from genflow.solvers.schedules import SolverSchedule
 
 METHODS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("ddim", {}),
@@ -123,12 +125,19 @@ CALLS = {"midpoint": 2, "heun": 2, "karras-heun": 2}
 def _on_times(
     path: Path, nfe: int, name: str, times: Sequence[float]
 ) -> Iterator[tuple[str, Solver]]:
+    """Methods on given times; schedules of one step too many save their first call."""
+
     for method, options in METHODS:
-        if method not in CALLS:
-            told = " ".join([method, *(f"{k} {v}" for k, v in options.items())])
-            solver = schedule_for(method, path, times=times, **options)
-            if solver.nfe == nfe:
-                yield f"{told}, {name}", solver
+        if method in CALLS:
+            continue
+        solver = schedule_for(method, path, times=times, **options)
+        told = " ".join([method, *(f"{k} {v}" for k, v in options.items())])
+        if solver.nfe == nfe:
+            yield f"{told}, {name}", solver
+        elif solver.nfe == nfe + 1 and isinstance(solver, SolverSchedule):
+            first, *others = solver.steps
+            steps = (replace(first, source="noise"), *others)
+            yield f"{told} analytic, {name}", SolverSchedule(solver.times, steps)
 
 
 def seeds_for(
@@ -138,6 +147,8 @@ def seeds_for(
     cond: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, Solver]]:
     r"""Everything to begin with: the presets, and methods on Beta, AYS and GITS times.
+
+    The last three are given with a step more as well, whose call an analytic first step saves.
 
     Args:
         denoiser: The denoiser.
@@ -152,13 +163,13 @@ def seeds_for(
 
     path = denoiser.path
     yield from presets(path, nfe)
-    spaced = {"beta": beta(path, nfe), **{name: ays(path, nfe, name) for name in AYS}}
 
-    if z is not None:
-        spaced["gits"] = gits(denoiser, z, nfe, cond)
-
-    for name, times in spaced.items():
-        yield from _on_times(path, nfe, name, times)
+    for steps in (nfe, nfe + 1):
+        spaced = {"beta": beta(path, steps), **{name: ays(path, steps, name) for name in AYS}}
+        if z is not None:
+            spaced["gits"] = gits(denoiser, z, steps, cond)
+        for name, times in spaced.items():
+            yield from _on_times(path, nfe, name, times)
 
 
 # ------------------------------------------------------------------------------ grids of times

@@ -64,6 +64,15 @@ def test_the_table_says_every_decision():
     assert "5 steps, NFE 4, on VariancePreserving" in verbs.table(EVERYTHING, VariancePreserving())
 
 
+def test_the_table_says_what_is_left_out():
+    left_out = Alteration(drop=("a", "b"), reuse=("c",), guidance=False)
+    changes = (Alteration(), left_out, Alteration((0.5, 1), reuse=("c", "d")))
+    made = SolverSchedule((1.0, 0.5, 0.2, 0.0), tuple(Step(change=c) for c in changes))
+    rows = cells(verbs.table(made))
+    told = [rows[i]["change"] for i in "012"]
+    assert told == ["–", "drops 2; reuses 1; unguided", "0.5,1; reuses 2"]
+
+
 def test_infinite_and_unknown_lambda():
     made = schedule_for("ddim", Rectified(), 2)
     rows = cells(verbs.table(made, Rectified()))

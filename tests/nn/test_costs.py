@@ -104,3 +104,20 @@ def test_costs():
         flops(MLP(2), (2,))
     with pytest.raises(UserError, match="repeats is 0"):
         seconds(tiny.dit(), (4, 8, 8), repeats=0)
+
+
+@pytest.mark.gpu
+def test_seconds_and_reuse_on_a_gpu():
+    case = tiny.Case("unet")
+    names = list(blocks_of(case.model))
+    before = case()
+    case.net.cuda()
+    table = seconds(case.net, case.shape, batch=2, repeats=3)
+    assert 0 < max(table.saving.values()) < table.full
+
+    x, time, memory = case.input().cuda(), torch.tensor(300.0, device="cuda"), {}
+    with torch.no_grad():
+        for mode in ("keep", "reuse"):
+            with altered(case.model, dict.fromkeys(names, mode), memory):
+                out = case.net(x, time)
+            torch.testing.assert_close(out.cpu(), before, rtol=1e-3, atol=1e-3)

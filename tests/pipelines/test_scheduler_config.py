@@ -169,6 +169,11 @@ ONE = {"times": [1, 0], "steps": [{}]}
         ({"schedules": {1: {"times": [1, 0], "steps": [{"source": "mean"}]}}}, "mean"),
         ({"schedules": {1: {**ONE, "path": {"class": "Rectified"}}}}, "is for Rectified"),
         ({"schedules": {1: {"times": [1, 0], "steps": [{"change": {"skips": [0.5]}}]}}}, "skip"),
+        ({"schedules": {1: {"times": [1, 0], "steps": [{"change": {"drop": ["a"]}}]}}}, "blocks"),
+        (
+            {"schedules": {1: {"times": [1, 0], "steps": [{"change": {"guidance": False}}]}}},
+            "step 0 switches guidance off",
+        ),
         ({"beta_start": float("inf")}, "beta_start cannot be written to JSON"),
         ({"trained_betas": [0.1, float("nan")]}, "trained_betas cannot be written"),
         ({"beta_schedule": "linaer"}, "beta_schedule is 'linaer'"),

@@ -225,6 +225,8 @@ def test_the_record_is_json_and_tells_spaces_apart():
         (600.0, {"modes": ("skip",)}, "a mode is 'skip'"),
         (600.0, {"guidance": True}, "passes 1"),
         (600.0, {"orders": -1}, "orders -1"),
+        (600.0, {"units": {}}, "units hold no block"),
+        (600.0, {"units": {"a": ()}}, "units hold no block, or one of them"),
         (600.0, {"units": {"a": ("mid_block.resnet.0",)}}, "names the block 'mid_block.resnet.0'"),
     ],
 )
