@@ -237,7 +237,7 @@ class Pipeline(Model):
 
         if isinstance(sampler, Sampler) and any(sampler.tableau.noisy):
             raise UserError(
-                "the sampler adds fresh noise, which is right for flows from Gaussian noise alone: "
+                "the sampler adds fresh noise, which is right for flows from noise alone: "
                 "translate by one that solves the ODE, such as 'heun'."
             )
 
