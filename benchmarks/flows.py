@@ -129,7 +129,7 @@ def main() -> None:
 
     print("Fréchet distance in units of its floor\n")
     print_table(heads, rows)
-    options.make = None if options.make is None else str(options.make)
+    options.pipelines, options.make = ", ".join(flows), options.make is not None
     write_results("flows", {"flows": results}, options)
 
 

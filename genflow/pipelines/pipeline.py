@@ -239,8 +239,8 @@ class Pipeline(Model):
 
         if isinstance(sampler, Sampler) and any(sampler.tableau.noisy):
             raise UserError(
-                "the sampler adds fresh noise, which is right for flows from Gaussian noise "
-                "alone: translate by one that solves the ODE, such as 'heun'."
+                "the sampler adds fresh noise, which is right for flows from noise alone: "
+                "translate by one that solves the ODE, such as 'heun'."
             )
 
         for i in range(0, len(x), batch_size):
