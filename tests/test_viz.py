@@ -43,3 +43,16 @@ def test_a_score_has_a_note_a_step_and_says_what_it_costs():
 
     unipc = viz.score(schedule_for("unipc", VariancePreserving(), 8), VariancePreserving())
     assert unipc.axes[0].get_title(loc="left").startswith("8 steps, 8 calls")
+
+
+def test_costs_have_a_panel_for_each_price_and_a_line_for_each_way():
+    found = {"exact": {10: 55.0, 50: 58.0}, "autograd": {10: 404.0, 50: float("nan")}}
+    figure = viz.costs(
+        {"memory": found, "error": {"exact": {10: 0.0, 50: 0.0}, "euler": {10: 1.0}}}
+    )
+    memory, error = figure.axes
+    assert [line.get_ydata().tolist() for line in memory.lines] == [[55.0, 58.0], [404.0]]
+    assert error.lines[0].get_ydata().tolist() == [0.5, 0.5], "0 stands on the lower edge"
+    assert memory.lines[0].get_color() == error.lines[0].get_color()
+    names = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert names == ["exact", "autograd", "euler"]
