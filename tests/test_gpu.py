@@ -49,3 +49,50 @@ def test_bfloat16_networks_sample_finite_images():
     sampler = build("dpmpp-2m", d, 8)
     x = sampler(sampler.init((2, 3, 16, 16), device="cuda"))
     assert x.dtype == torch.float32 and bool(x.isfinite().all())
+
+
+def peak_of(policy, N):
+    """The samples, their gradients, and the bytes that both passes needed beside the network."""
+
+    d = denoiser(VariancePreserving(), "v").cuda()
+    sampler = build("unipc", d, N, gradient=policy)
+    x = sampler.init((8, 3, 16, 16), generator=torch.Generator().manual_seed(0)).cuda()
+    label = torch.arange(8, device="cuda") % 4
+    torch.autograd.grad(
+        d(x, torch.tensor(0.5, device="cuda"), label=label).sum(), d.net.model.conv_out.bias
+    )
+    torch.cuda.reset_peak_memory_stats()
+    base = torch.cuda.memory_allocated()
+    y = sampler(x.requires_grad_(), label=label)
+    found = torch.autograd.grad(y.square().sum(), [x, *d.parameters()])
+    return [y.detach(), *found], torch.cuda.max_memory_allocated() - base
+
+
+def test_exact_gradients_on_a_gpu():
+    """Those of autograd, at a memory that does not grow with the steps."""
+
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        (theirs, _), (ours, few), (_, many) = (
+            peak_of(*run) for run in (("direct", 6), ("exact", 6), ("exact", 30))
+        )
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+    assert many < 1.1 * few
+
+
+def test_exact_gradients_under_autocast_and_dropout_on_a_gpu():
+    torch.manual_seed(0)
+    net = UNet(16, 3, widths=(32, 32), layers=1, attention=(), dropout=0.3)
+    d = Preconditioned(net, VariancePreserving(), "v").cuda().train()
+    x = torch.randn(4, 3, 16, 16, device="cuda", requires_grad=True)
+    found = []
+    for policy in ("direct", "exact"):
+        torch.manual_seed(1)
+        with torch.autocast("cuda", torch.bfloat16, cache_enabled=False):
+            y = build("ddpm", d, 5, gradient=policy)(x)
+        found.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), [x])])
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)

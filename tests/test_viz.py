@@ -56,3 +56,16 @@ def test_a_journey_has_four_panels_in_one_frame():
     red = (picture[..., 0].astype(int) - picture[..., 2] > 60).any(0).nonzero()[0]
     assert blue.min() < wide / 4 and not ((blue > wide / 4) & (blue < wide * 3 / 4)).any()
     assert red.min() > wide / 2 and red.max() > wide * 3 / 4
+
+
+def test_costs_have_a_panel_for_each_price_and_a_line_for_each_way():
+    found = {"exact": {10: 55.0, 50: 58.0}, "autograd": {10: 404.0, 50: float("nan")}}
+    figure = viz.costs(
+        {"memory": found, "error": {"exact": {10: 0.0, 50: 0.0}, "euler": {10: 1.0}}}
+    )
+    memory, error = figure.axes
+    assert [line.get_ydata().tolist() for line in memory.lines] == [[55.0, 58.0], [404.0]]
+    assert error.lines[0].get_ydata().tolist() == [0.5, 0.5], "0 stands on the lower edge"
+    assert memory.lines[0].get_color() == error.lines[0].get_color()
+    names = [t.get_text() for t in figure.legends[0].get_texts()]
+    assert names == ["exact", "autograd", "euler"]

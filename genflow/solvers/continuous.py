@@ -227,9 +227,11 @@ class Continuous(Gradient):
         """See [`Gradient.run`][genflow.solvers.policies.Gradient.run]."""
 
         times, places = _nodes(run.tableau)
+        # The closure lives as long as the graph, so it may not hold the observer.
+        stages, tableau = run.stages(), run.tableau
 
         def forward(x: Tensor, observe: Observe) -> Tensor:
-            return rollout(run.stages(), x, run.tableau, observe=observe)
+            return rollout(stages, x, tableau, observe=observe)
 
         solve = Solve(self, run.denoiser, run.module, run.cond, times, places, forward)
         return solve(run.x, run.observe)

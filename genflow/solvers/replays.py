@@ -51,7 +51,7 @@ def replayed(run: Run, policy: str, *, first: int = 0, keep: int = 0) -> Tensor:
     """
 
     replay = _Replay(run, policy, first, keep)
-    x, *taps = _Replayed.apply(replay, *replay.variables)
+    x, *taps = _Replayed.apply(replay, run, *replay.variables)
     reached(x, policy)
 
     if run.observe is not None:
@@ -66,10 +66,10 @@ class _Replayed(torch.autograd.Function):
     """The rollout as one node of the graph."""
 
     @staticmethod
-    def forward(ctx: Any, replay: "_Replay", *variables: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, replay: "_Replay", run: Run, x: Tensor, *_: Tensor) -> tuple[Any, ...]:
         ctx.set_materialize_grads(False)
         ctx.replay = replay
-        end, taps, saved = replay.forward(variables[0])
+        end, taps, saved = replay.forward(run, x)
         ctx.save_for_backward(*saved)
         ctx.mark_non_differentiable(*(t for live, t in taps if not live))
         return (end, *(t for _, t in taps))
@@ -81,14 +81,18 @@ class _Replayed(torch.autograd.Function):
                 f"gradient is '{ctx.replay.policy}', which cannot be differentiated again "
                 "(create_graph=True): use gradient='direct' for second derivatives."
             )
-        return None, *ctx.replay.backward(ctx.saved_tensors, gradients, ctx.needs_input_grad[1:])
+        needed = ctx.needs_input_grad[2:]
+        return None, None, *ctx.replay.backward(ctx.saved_tensors, gradients, needed)
 
 
 class _Replay:
-    """A rollout in both directions."""
+    """A rollout in both directions.
+
+    It lives as long as the graph, so it keeps nothing that may hold the samples: no observer.
+    """
 
     def __init__(self, run: Run, policy: str, first: int, keep: int) -> None:
-        self.run, self.policy, self.first = run, policy, first
+        self.policy, self.first = policy, first
         self.inputs = Inputs(run.module, run.cond)
         self.stages = run.bind(**self.inputs.cond)
         self.N = len(self.stages)
@@ -118,10 +122,12 @@ class _Replay:
         self.random: list[list[Tensor]] = []
         self.kept: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[tuple[bool, Tensor]], list[Tensor]]:
+    def forward(
+        self, run: Run, x: Tensor
+    ) -> tuple[Tensor, list[tuple[bool, Tensor]], list[Tensor]]:
         """The samples, whatever is observed on the way and whether it is live, what to keep."""
 
-        run, first = self.run, self.first
+        first = self.first
         tapped = run.observe is not None
         states: list[Tensor] = []
         outputs: list[Tensor] = []

@@ -1,5 +1,6 @@
 """What is kept and how often the network is called: counted, not timed. And two processes."""
 
+import gc
 import os
 import weakref
 
@@ -29,7 +30,7 @@ class Ledger(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(self.pack, lambda held: held.tensor)
 
     def pack(self, tensor):
-        held, size = self.Held(tensor), tensor.numel() * tensor.element_size()
+        held, size = self.Held(tensor.detach()), tensor.numel() * tensor.element_size()
         self.now += size
         self.peak = max(self.peak, self.now)
         weakref.finalize(held, self.drop, size)
@@ -81,6 +82,28 @@ def test_truncated_keeps_the_states_of_the_last_calls():
     assert peaks(adjoint.Continuous(chart="phi", states="resolved"), 50, "ddim")[0] == state
     stored = peaks(adjoint.Continuous(chart="phi"), 50, "ddim")[0]
     assert stored == 51 * state
+
+
+@pytest.mark.parametrize("policy", ["exact", adjoint.Exact(2), adjoint.Continuous(chart="phi")])
+def test_a_graph_goes_with_its_samples(policy):
+    """States that an observer keeps do not keep their own graph alive."""
+
+    denoiser = Preconditioned(Net(torch.float32), PATH, "v")
+    sampler = build("ddim", denoiser, 6, gradient=policy)
+    ledger = Ledger()
+
+    def once():
+        seen = []
+        with ledger:
+            sampler(torch.randn(3, 2), observe=lambda i, x, D: seen.append((x, D)))
+        return ledger.now
+
+    gc.disable()
+    try:
+        assert once() > 0
+        assert ledger.now == 0
+    finally:
+        gc.enable()
 
 
 def calls(policy, N=6, name="ddim", last="min"):
