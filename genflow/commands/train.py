@@ -72,11 +72,17 @@ def export(
         overwrite: Whether a pipeline that is there already is replaced.
     """
 
+    from genflow.pipelines import BridgePipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
+    from genflow.training.lightsb import bridge_of
 
     if format == "diffusers" and not source.endswith(".ckpt"):
         pipe = pipeline_named(source)
+    elif (bridge := bridge_of(source)) is not None:
+        if format == "diffusers":
+            raise UserError(f"'{source}' is of a bridge, which has no network: format is genflow.")
+        pipe = BridgePipeline(bridge)
     else:
         read = read_checkpoint(source)
         if read.record is None or read.record["net"] is None:
