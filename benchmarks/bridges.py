@@ -72,7 +72,8 @@ def published(x, y, eps, seed, *, plain=True, steps=10_000):
     for _ in range(steps):
         i, j = (torch.randint(len(c), (128,), generator=g) for c in (x, y))
         optimizer.zero_grad()
-        loss(raw / eps, r, log_s, x[i], y[j], eps).backward()
+        batch = x.index_select(0, i), y.index_select(0, j)
+        loss(raw / eps, r, log_s, *batch, eps).backward()
         optimizer.step()
 
     return LightBridge(

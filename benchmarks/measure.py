@@ -105,7 +105,7 @@ def print_table(header: list[str], rows: list[list[str]]) -> None:
 def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
 
-    packages = ("genflow", "torch", "diffusers", "torchdiffeq", "torchcfm", "lightning")
+    packages = ("genflow", "torch", "diffusers", "torchdiffeq", "torchcfm", "POT", "lightning")
     versions = {}
 
     for name in packages:

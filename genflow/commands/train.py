@@ -83,17 +83,27 @@ def export(
             run that was trained with PostHocEMA.
     """
 
+    from genflow.pipelines import BridgePipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
+<<<<<<< HEAD
     from genflow.training.posthoc import reconstruct
 
     if ema_width is not None and (weights == "raw" or not source.endswith(".ckpt")):
         raise UserError(
             f"ema_width is {ema_width}: it goes with averaged weights and the .ckpt file of a run."
         )
+||||||| 8474d56
+=======
+    from genflow.training.lightsb import bridge_of
+>>>>>>> bridge
 
     if format == "diffusers" and not source.endswith(".ckpt"):
         pipe = pipeline_named(source)
+    elif (bridge := bridge_of(source)) is not None:
+        if format == "diffusers":
+            raise UserError(f"'{source}' is of a bridge, which has no network: format is genflow.")
+        pipe = BridgePipeline(bridge)
     else:
         read = read_checkpoint(source)
         if read.record is None or read.record["net"] is None:

@@ -92,7 +92,7 @@ class Cloud:
         return seen(x, self.place, self.scale, self.dtype)
 
     def _at(self, rows: Tensor) -> Tensor:
-        return self.seen(self.points[rows.to(self.points.device)])
+        return self.seen(self.points.index_select(0, rows.to(self.points.device)))
 
     def known(self, n: int) -> Tensor:
         """Up to n points to learn from, in random order, with shape (n, d)."""

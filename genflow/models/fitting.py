@@ -44,6 +44,7 @@ Pairing = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """From a batch of the target and one of the source to the same rows, matched."""
 
 LOSSES = ("dual", "matching")
+SURVEYED = 100_000  # points that say where a cloud lies, and how wide it is
 FINE = 0.01  # ε in the frame, below which arithmetic is in float64
 
 
@@ -194,7 +195,7 @@ def prepare(
             "covariance='full' has all directions."
         )
 
-    frame = Frame.of(source.points, target.points)
+    frame = Frame.of(source.known(SURVEYED), target.known(SURVEYED))
     eps = frame.epsilon(epsilon)
     dtype = dtype or (torch.float64 if eps < FINE else torch.float32)
     source.enter(frame.source, frame.scale, dtype)

@@ -148,4 +148,5 @@ class Watch:
         """Goes on from a `state`."""
 
         self.kept, self.objective = state["kept"], state["objective"]
-        self._best, self._state = state["best"], state["parameters"]
+        self._best = tuple(v.to(self.source.device) for v in state["best"])
+        self._state = state["parameters"]

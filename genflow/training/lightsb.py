@@ -11,8 +11,9 @@ parameters are put back at the end, and an end comes early where the objective g
 covariance runs away.
 """
 
-__all__ = ["LightSB"]
+__all__ = ["LightSB", "bridge_of"]
 
+import os
 from typing import Any, Literal
 import warnings
 
@@ -25,10 +26,12 @@ from genflow.data.stream import seed_words, seeded
 from genflow.errors import UserError
 from genflow.models.bridges import LightBridge
 from genflow.models.clouds import Cloud
+from genflow.models.covariances import FAMILIES
 from genflow.models.fitting import check, loss_of, prepare
 from genflow.models.frames import Frame, seen
 from genflow.models.steps import BridgeAdam, one_cycle
 from genflow.models.watches import Watch
+from genflow.training.checkpoints import SafeIO
 from genflow.training.couplings import Coupling
 
 
@@ -275,3 +278,30 @@ class LightSB(LightningModule):
 
         self.frame = Frame(**checkpoint["bridge"]["frame"])
         self._kept = checkpoint["bridge"]["watch"]
+
+
+def bridge_of(path: str | os.PathLike[str]) -> LightBridge | None:
+    """The bridge in a ``.ckpt`` file of a run, with the best parameters so far.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The bridge between the clouds, in float64; None if the run was of another kind of model.
+
+    Raises:
+        UserError: If the file is missing, cut short, or not of a run.
+    """
+
+    content = SafeIO().load_checkpoint(path)
+
+    if "bridge" not in content:
+        return None
+
+    epsilon, kind = (content["genflow"][k] for k in ("epsilon", "covariance"))
+    frame = Frame(**content["bridge"]["frame"])
+    kept = content["bridge"]["watch"]["parameters"]
+    parts = {k.removeprefix("covariance."): v for k, v in kept.items() if "covariance." in k}
+    family = FAMILIES[kind](**parts)
+    inner = LightBridge(kept["log_weight"], kept["centre"], family, frame.epsilon(epsilon))
+    return frame.leave(inner, epsilon)

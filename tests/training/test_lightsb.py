@@ -69,6 +69,14 @@ def test_the_command_leaves_a_bridge_that_loads(tmp_path, capsys, covariance):
     assert "objective" in log[0] and "loss" in log[0] and len(log) > 6
     assert main(["fit", "--config", str(tmp_path / "c.yaml"), "--run", str(run)]) == 2
 
+    last, out = str(run / "checkpoints" / "last.ckpt"), str(tmp_path / "out")
+    assert main(["export", last, "--output", out]) == 0
+    again = BridgePipeline.from_pretrained(out).bridge
+    gap = dual_loss(again, x, moons) - dual_loss(pipe.bridge, x, moons)
+    assert float(gap.abs()) < 0.05  # the last look came after the checkpoint
+    assert main(["export", last, "--format", "diffusers"]) == 2
+    assert "is of a bridge, which has no network" in capsys.readouterr().err
+
 
 def test_a_trainer_reaches_what_a_fit_reaches(tmp_path):
     problem = isotropic(3, 1.0)
