@@ -86,17 +86,13 @@ def export(
     from genflow.pipelines import BridgePipeline
     from genflow.pipelines.exports import export_diffusers, trained
     from genflow.training.checkpoints import ema_weights, read_checkpoint
-<<<<<<< HEAD
+    from genflow.training.lightsb import bridge_of
     from genflow.training.posthoc import reconstruct
 
     if ema_width is not None and (weights == "raw" or not source.endswith(".ckpt")):
         raise UserError(
             f"ema_width is {ema_width}: it goes with averaged weights and the .ckpt file of a run."
         )
-||||||| 8474d56
-=======
-    from genflow.training.lightsb import bridge_of
->>>>>>> bridge
 
     if format == "diffusers" and not source.endswith(".ckpt"):
         pipe = pipeline_named(source)
