@@ -28,7 +28,6 @@ from torch import Tensor
 from genflow.errors import UserError
 from genflow.files import writing
 from genflow.models.denoisers import Denoiser
-from genflow.models.grids import grid
 from genflow.models.paths import broadcast
 from genflow.models.records import path_to_dict
 from genflow.search.population import Population
@@ -195,9 +194,3 @@ def trajectory(
         states.append(x)
 
     return torch.stack(states), torch.stack(data)
-
-
-def fine_grid(denoiser: Denoiser, steps: int) -> tuple[float, ...]:
-    """Times for a teacher's trajectory, down to ``t_min``."""
-
-    return grid(denoiser.path, steps, final="min")
