@@ -78,9 +78,10 @@ class Products:
         wanted = [] if weight is None else self.wanted
         first, *found = torch.autograd.grad(data, [leaf, *wanted], v * a, allow_unused=True)
 
-        for t, g in zip(wanted, found, strict=True):
+        for target, g in zip(wanted, found, strict=True):
             if g is not None:
-                self.sums[id(t)] = self.sums.get(id(t), 0) - weight * g
+                part, key = -weight * g, id(target)
+                self.sums[key] = self.sums[key].add_(part) if key in self.sums else part
 
         return data.detach(), torch.zeros_like(x) if first is None else first
 
