@@ -63,11 +63,12 @@ def translate(
     from genflow.pipelines.translations import translate as job
 
     pipe = pipeline_named(pipeline, device)
+    files = Path(source).exists() and Path(source).suffix != ".npy"  # resized as they are read
     data = Domain(
-        named(source, size=size, channels=channels),
+        named(source, size=size, channels=channels, labels=classes is not None),
         classes=None if classes is None else _numbers(classes),
         changes=[] if changes is None else [c.strip() for c in changes.split(",")],  # type: ignore
-        size=size if Path(source).suffix == ".npy" or not Path(source).exists() else None,
+        size=None if files else size,
     )
     x, numbers = _chosen(data, n, seed)
     asked = {"sampler": sampler, "steps": steps, "guidance": guidance, **(options or {})}

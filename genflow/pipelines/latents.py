@@ -36,7 +36,7 @@ def encode(
     Args:
         data: The images.
         codec: The autoencoder.
-        folder: The folder of the store; the autoencoder is copied into it.
+        folder: The folder of the store; the first part copies the autoencoder into it.
         dtype: How latents are kept.
         shard_size: The number of latents in a file, 1 or more.
         shard: The part of the files to make, and the number of parts.
@@ -68,7 +68,7 @@ def encode(
     )
     claim(folder, manifest, resume=True, cure="data, autoencoder and settings")
 
-    if not (folder / "vae").exists():
+    if shard[0] == 0 and not (folder / "vae").exists():
         with replacing(folder / "vae", overwrite=False, mark="config.json") as part:
             codec.vae.save_pretrained(part)
 

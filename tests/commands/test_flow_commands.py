@@ -96,6 +96,16 @@ def test_translate(folder, tmp_path, capsys):
     assert run(*common, *options, "--overwrite", "--reverse") == 0
     assert json.loads((out / "meta.json").read_text())["reverse"] is True
 
+    from PIL import Image
+
+    for label in "ab":
+        (tmp_path / "data" / label).mkdir(parents=True)
+        for i in range(3):
+            Image.new("L", (12, 10), 40 * i).save(tmp_path / "data" / label / f"{i}.png")
+    options = ["--classes", 1, "--size", 8, "--channels", 1, "--output", tmp_path / "b"]
+    assert run("translate", folder / "t", tmp_path / "data", *options, "--device", "cpu") == 0
+    assert len(list((tmp_path / "b").glob("images/*.png"))) == 3
+
     np.save(tmp_path / "z.npy", np.zeros((4, 2), dtype=np.float32))
     made = tmp_path / "n"
     options = ["--output", made, "--reverse", "--device", "cpu"]
