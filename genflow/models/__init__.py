@@ -5,6 +5,7 @@ from genflow.models.chains import BridgeChain
 from genflow.models.covariances import Covariance, Diagonal, Full, LowRank
 from genflow.models.denoisers import Denoiser, Preconditioned
 from genflow.models.exact import Exact
+from genflow.models.fitting import Fit, fit_bridge
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
 from genflow.models.marginals import BridgeMarginals
@@ -36,6 +37,7 @@ __all__ = [
     "Diagonal",
     "Discrete",
     "Exact",
+    "Fit",
     "Full",
     "Gaussian",
     "Guided",
@@ -50,6 +52,7 @@ __all__ = [
     "Rectified",
     "StudentT",
     "VariancePreserving",
+    "fit_bridge",
     "grid",
     "path_from_dict",
     "path_named",
