@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from genflow.models import Preconditioned, Rectified, VariancePreserving
+from genflow.data import anisotropic
+from genflow.models import Preconditioned, Rectified, VariancePreserving, fit_bridge
 from genflow.nn import UNet
 from genflow.solvers import build
 
@@ -96,3 +97,15 @@ def test_exact_gradients_under_autocast_and_dropout_on_a_gpu():
         found.append([y.detach(), *torch.autograd.grad(y.float().square().sum(), [x])])
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("covariance", ["diagonal", "lowrank", "full"])
+@pytest.mark.parametrize("loss", ["dual", "matching"])
+def test_a_bridge_is_fitted_where_its_points_are(covariance, loss):
+    problem = anisotropic(4, 1.0)
+    x, y = problem.pairs(4000, generator=torch.Generator().manual_seed(0))
+    options = {"components": 5, "covariance": covariance, "rank": 2, "loss": loss, "steps": 60}
+    fit = fit_bridge(x.cuda(), y.cuda(), epsilon=1.0, **options)
+    assert fit.bridge.centre.is_cuda and fit.objective[fit.kept] < fit.objective[0]
+    ours = fit_bridge(x, y, epsilon=1.0, **options)
+    assert fit.objective[0] == pytest.approx(ours.objective[0], abs=0.1)

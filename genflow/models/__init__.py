@@ -6,6 +6,7 @@ from genflow.models.covariances import Covariance, Diagonal, Full, LowRank
 from genflow.models.denoisers import Denoiser, Preconditioned
 from genflow.models.empirical import Empirical
 from genflow.models.exact import Exact
+from genflow.models.fitting import Fit, fit_bridge
 from genflow.models.grids import grid
 from genflow.models.guidance import Clipped, Guided
 from genflow.models.marginals import BridgeMarginals
@@ -40,6 +41,7 @@ __all__ = [
     "Discrete",
     "Empirical",
     "Exact",
+    "Fit",
     "Full",
     "Gaussian",
     "Guided",
@@ -57,6 +59,7 @@ __all__ = [
     "Steered",
     "StudentT",
     "VariancePreserving",
+    "fit_bridge",
     "grid",
     "path_from_dict",
     "path_named",

@@ -38,7 +38,7 @@ class Watch:
         bridge: The bridge, as it is at the start.
         source: Points of the source that are not learned from, with shape (n, d).
         target: Points of the target, with shape (m, d).
-        steps: The number of steps to come.
+        steps: The number of steps to come; below 1 if no end is set.
 
     Attributes:
         kept: The step whose parameters are kept.
@@ -57,9 +57,13 @@ class Watch:
         self.look(0, patience=1)
 
     def due(self, step: int) -> bool:
-        """Whether it is time for a look: 20 times in all, the last time at the end."""
+        """Whether it is time for a look: 20 times in all, the last time at the end.
 
-        return step % max(1, self.steps // LOOKS) == 0 or step == self.steps
+        Where no end is set, every hundred steps.
+        """
+
+        every = max(1, self.steps // LOOKS) if self.steps > 0 else 100
+        return step % every == 0 or step == self.steps
 
     def look(self, step: int, patience: int) -> bool:
         """Looks once.
@@ -148,5 +152,6 @@ class Watch:
         """Goes on from a `state`."""
 
         self.kept, self.objective = state["kept"], state["objective"]
-        self._best = tuple(v.to(self.source.device) for v in state["best"])
+        best = state["best"]
+        self._best = best and tuple(v.to(self.source.device) for v in best)
         self._state = state["parameters"]

@@ -13,7 +13,8 @@ from genflow.models import Full, LightBridge
 from genflow.models.covariances import entropic_map
 from genflow.models.fitting import fit_bridge
 from genflow.models.objectives import dual_loss
-from genflow.models.steps import BridgeAdam, one_cycle, variances
+from genflow.models.steps import BridgeAdam, growth, one_cycle, variances
+from genflow.models.watches import Watch
 
 
 @pytest.fixture(autouse=True)
@@ -202,6 +203,37 @@ def test_a_wild_rate_is_said_and_the_last_good_kept(small):
     assert all(bool(p.isfinite().all()) for p in fit.bridge.parameters())
 
 
+def test_a_watch_keeps_what_is_no_worse_than_chance_and_says_what_is_wrong(small):
+    problem, x, y = small
+    log_a, r, S = problem.potential()
+    bridge = LightBridge(log_a, r, Full.of(S), 1.0)
+    watch = Watch(bridge, x[:2000].double(), y[:2000].double(), 100)
+    assert [s for s in range(101) if watch.due(s)] == list(range(0, 101, 5))
+    shift = torch.randn(5, 4, generator=seeded(), dtype=torch.float64)
+
+    def looked(step, change):
+        with torch.no_grad():
+            bridge.centre.copy_(r + change)
+        return watch.look(step, patience=2), watch.kept
+
+    assert looked(40, 1e-3 * shift) == (False, 40)  # too little to tell
+    assert looked(45, shift) == (False, 40)
+    assert looked(50, 2e-3 * shift) == (False, 50)  # begins to count anew
+    assert looked(55, shift) == (False, 50)
+    assert looked(60, shift) == (True, 50) and "worse for 2 looks" in watch.rest
+    watch.restore()
+    assert torch.equal(bridge.centre, r + 2e-3 * shift)
+
+    for scale, words in ((40.0, "runs to infinity"), (-40.0, "runs to 0"), (1e9, "objective is")):
+        other = LightBridge(log_a, r, Full.of(S), 1.0)
+        watch = Watch(other, x[:500].double(), y[:500].double(), 100)
+        with torch.no_grad():
+            other.covariance.log_scale[0, 0] = scale
+        assert watch.look(5, patience=2) and words in watch.alarm
+    endless = Watch(LightBridge(log_a, r, Full.of(S), 1.0), x[:9].double(), y[:9].double(), -1)
+    assert endless.due(200) and not endless.due(150)
+
+
 BAD = [
     ({"epsilon": 0.0}, "epsilon is 0.0"),
     ({"epsilon": float("nan")}, "epsilon is nan"),
@@ -277,3 +309,4 @@ def test_the_cycle_rises_and_falls_once():
     assert all(a > b for a, b in zip(rates[300:1000], rates[301:], strict=True))
     assert rates[1000] == pytest.approx(0, abs=1e-12)
     assert one_cycle(0, 1) <= 1
+    assert [growth(i, 8) for i in range(8)] == [1, 1, 1, 1, 4, 4, 8, 8]
