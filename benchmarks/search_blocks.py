@@ -243,9 +243,7 @@ def main():
             "costs": {"flops": costs.full, "saving": dict(costs.saving)},
             "seconds": {"full": measured.full, "saving": dict(measured.saving)},
         },
-        argparse.Namespace(
-            **{k: str(v) if k == "pipeline" else v for k, v in vars(options).items()}
-        ),
+        argparse.Namespace(**{k: v for k, v in vars(options).items() if k != "pipeline"}),
     )
 
 
