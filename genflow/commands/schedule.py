@@ -163,8 +163,9 @@ def samplers() -> None:
         free = {k: v for k, v in entry.options.items() if k not in pinned}
         options = " ".join(k if v is None else f"{k}={v}" for k, v in free.items())
         source = entry.url.replace("https://arxiv.org/abs/", "arXiv ")
+        source = source.replace("https://openreview.net/forum?id=", "OpenReview ")
         source = source.removeprefix("https://doi.org/")
-        first, *more = _folded(options, 46)
+        first, *more = _folded(options, 42)
         rows.append((entry.name, entry.order, entry.nfe, first, source))
         rows += [("", "", "", line, "") for line in more]
 

@@ -19,6 +19,7 @@ __all__ = [
     "SafeIO",
     "begin_with",
     "ema_weights",
+    "load_plain",
     "read_checkpoint",
     "set_aside",
 ]
@@ -45,7 +46,7 @@ from genflow.training.checks import wrong_weights
 UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError)
 
 
-def _load(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
+def load_plain(path: str | os.PathLike[str], **options: Any) -> dict[str, Any]:
     """The content of a checkpoint file, or a clear error."""
 
     if not os.path.isfile(path):
@@ -118,7 +119,7 @@ class SafeIO(TorchCheckpointIO):
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, True)
 
-        content = _load(path, map_location=map_location)
+        content = load_plain(path, map_location=map_location)
 
         if "pytorch-lightning_version" not in content:
             raise UserError(
@@ -171,7 +172,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         UserError: If the file is missing, cut short, or not of a run of this package.
     """
 
-    content = _load(path, map_location="cpu")
+    content = load_plain(path, map_location="cpu")
     weights = content["state_dict"]
     raw = {k.removeprefix(PREFIX): v for k, v in weights.items() if k.startswith(PREFIX)}
 

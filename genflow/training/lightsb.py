@@ -31,7 +31,7 @@ from genflow.models.fitting import check, loss_of, prepare
 from genflow.models.frames import Frame, seen
 from genflow.models.steps import BridgeAdam, one_cycle
 from genflow.models.watches import Watch
-from genflow.training.checkpoints import SafeIO
+from genflow.training.checkpoints import load_plain
 from genflow.training.couplings import Coupling
 
 
@@ -293,7 +293,7 @@ def bridge_of(path: str | os.PathLike[str]) -> LightBridge | None:
         UserError: If the file is missing, cut short, or not of a run.
     """
 
-    content = SafeIO().load_checkpoint(path)
+    content = load_plain(path, map_location="cpu")
 
     if "bridge" not in content:
         return None

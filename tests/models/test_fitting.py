@@ -130,6 +130,7 @@ def test_functions_give_fresh_points_and_nothing_to_overfit():
     assert torch.equal(again.bridge.centre, fit.bridge.centre)
 
 
+@pytest.mark.slow
 def test_bridge_matching_descends_the_same_objective_with_and_without_a_coupling(small):
     problem, x, y = small
 

@@ -33,6 +33,7 @@ from genflow.solvers import (
 from genflow.solvers.tableau import Kick
 
 OTHER = ("ddpm", "dpm-v3", "dopri5", "euler-maruyama", "reinterpolate", "usf", "autodiffusion")
+OTHER += ("adjoint-dpm",)  # the points of ddim
 ODE = [n for n in PRESETS if n not in OTHER]
 LABEL = torch.tensor([0, 1, 0, 1, 2])
 

@@ -266,8 +266,8 @@ def test_stable_targets_respect_the_label():
     allowed = module._allowed(torch.tensor([3, 10]), batch)
     assert allowed.tolist() == [[b == 3 for b in batch["label"].tolist()], [True] * 8]
     seen = []
-    loss = module.denoiser.loss
-    module.denoiser.loss = lambda x, z, t, **c: seen.append((x, t, c)) or loss(x, z, t, **c)
+    regress = module.denoiser.regress
+    module.denoiser.regress = lambda x, z, t, **c: seen.append((x, t, c)) or regress(x, z, t, **c)
     assert module.loss(batch, step=0).isfinite()
     (x, _, cond), alike = seen[0], batch["x"][[0, 2, 4]]
     assert len(x) == 2 and cond["label"].tolist() == [3, 4]
