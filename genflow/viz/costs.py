@@ -44,18 +44,22 @@ def costs(
     handles = {}
 
     for axes, (title, lines) in zip(rows, panels.items(), strict=True):
-        values = [v for line in lines.values() for v in line.values() if 0 < v < math.inf]
-        floor = 0.5 * min(values, default=1.0)
+        values = [v for line in lines.values() for v in line.values() if math.isfinite(v)]
+        above = [v for v in values if v > 0] or [1.0]
+        floor = min(above) / 2
         for way, line in lines.items():
             points = [(x, max(v, floor)) for x, v in line.items() if math.isfinite(v)]
             (handles[way],) = axes.plot(
                 *zip(*points, strict=True), lw=1.4, ms=5, label=way, **looks[way]
             )
-        ticks = sorted({x for line in lines.values() for x in line})
         axes.set_xscale("log")
         axes.set_yscale("log")
+        ticks = sorted({x for line in lines.values() for x in line})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.set_xticks([], minor=True)
+        marks = _marks(min(above), max(above))
+        zero = [floor] if 0 in values else []
+        axes.set_yticks([*zero, *marks], [*("0" for _ in zero), *(f"{v:g}" for v in marks)])
+        axes.minorticks_off()
         axes.set_xlabel(xlabel)
         axes.set_title(title, fontsize=10, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
@@ -69,3 +73,12 @@ def costs(
         fontsize=8,
     )
     return figure
+
+
+def _marks(low: float, high: float) -> list[float]:
+    """The numbers 1, 2, 5, 10, … of a range, and one beyond each of its ends if it has few."""
+
+    first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
+    numbers = [float(f"{m}e{k}") for k in range(first, last + 1) for m in (1, 2, 5)]
+    inside = [v for v in numbers if low <= v <= high]
+    return inside if len(inside) > 1 else [v for v in numbers if low / 5 <= v <= 5 * high]

@@ -179,6 +179,7 @@ def test_a_change_in_place_between_the_passes_is_noticed():
 # ------------------------------------------------------------------------- what is refused
 
 
+@pytest.mark.filterwarnings("ignore:gradient is 'continuous'")
 def test_nothing_to_differentiate():
     truth = Exact(PATH, mixture())
     for policy in ("exact", "continuous", "truncated"):
