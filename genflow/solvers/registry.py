@@ -250,7 +250,7 @@ register(
 )(flows.euler_maruyama)
 register(
     "reinterpolate",
-    order="straight flows only",
+    order="straight flows",
     title="Improving the Training of Rectified Flows",
     url="https://arxiv.org/abs/2405.20320",
 )(flows.reinterpolate)
