@@ -270,13 +270,7 @@ register(
 )(flows.euler_maruyama)
 register(
     "reinterpolate",
-<<<<<<< HEAD
-    order="straight only",
-||||||| fb5a3fc
-    order="straight flows only",
-=======
     order="straight flows",
->>>>>>> flow
     title="Improving the Training of Rectified Flows",
     url="https://arxiv.org/abs/2405.20320",
 )(flows.reinterpolate)
