@@ -4,7 +4,7 @@ By default, in the frame where the clouds are centred and of order one:
 
 1. a start by k-means and Sinkhorn's iteration (`genflow.models.starts`);
 2. Adam on the objective :math:`\mathbb E \log c - \mathbb E \log v` (`genflow.models.objectives`),
-   1,000 steps, the learning rate going up and down once while batches grow from 512 points to
+   800 steps, the learning rate going up and down once while batches grow from 512 points to
    4,096 (`genflow.models.steps`);
 3. every twentieth of the way, the objective on points held out (`genflow.models.watches`). The
    last parameters are returned that are as good there as the best, but for chance, and steps end
@@ -79,7 +79,7 @@ def fit_bridge(
     width: float = 0.1,
     loss: str = "dual",
     coupling: Pairing | None = None,
-    steps: int = 1000,
+    steps: int = 800,
     batch_size: int = 512,
     lr: float = 2e-2,
     held_out: float = 0.1,

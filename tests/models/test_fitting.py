@@ -178,7 +178,7 @@ def test_atoms_are_said_and_the_last_good_kept(covariance):
             width=0.01,
             start="k-means",
         )
-    assert fit.steps < 1000 and "runs to 0" in fit.stopped
+    assert fit.steps < 800 and "runs to 0" in fit.stopped
     assert len([w for w in said if "runs to 0" in str(w.message)]) == 1
     assert all(bool(p.isfinite().all()) for p in fit.bridge.parameters())
     assert float(fit.bridge.covariance.log_scale.min()) > -25
@@ -189,10 +189,10 @@ def test_atoms_are_said_and_the_last_good_kept(covariance):
 def test_a_surface_is_said_even_where_there_are_no_steps():
     x = torch.randn(500, 2, generator=seeded())
     y = torch.stack((x[:, 0], 2 * x[:, 0]), 1)
-    with pytest.warns(UserWarning, match="at step 0 of 1000: a covariance runs to 0"):
+    with pytest.warns(UserWarning, match="at step 0 of 800: a covariance runs to 0"):
         fit = fit_bridge(x, y, epsilon=1.0, components=1, covariance="full")
     assert bool(fit.bridge.plan(x).mean.isfinite().all())
-    with pytest.warns(UserWarning, match="at step 0 of 1000"):
+    with pytest.warns(UserWarning, match="at step 0 of 800"):
         fit_bridge(x, x + 1, epsilon=1.0, components=4, start="samples", width=1e-12)
 
 
