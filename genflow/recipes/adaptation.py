@@ -63,11 +63,11 @@ class Adapter:
             options: The sampler, as in `Pipeline.translate`.
 
         Returns:
-            The features at the other end of the flow, with shape (n, d).
+            The features at the other end of the flow, on their own device, with shape (n, d).
         """
 
-        z = (features - self.mean) / self.std
-        return self.flow.translate(z, **options).x * self.std + self.mean
+        z = (features.detach().to(self.mean) - self.mean) / self.std
+        return (self.flow.translate(z, **options).x * self.std + self.mean).to(features)
 
 
 def adapt(
@@ -111,6 +111,7 @@ def adapt(
     """
 
     _check(known, shifted)
+    known, shifted = (f.detach().float().cpu() for f in (known, shifted))
     mean, std = known.mean(0), known.std(0).clamp_min(1e-6)
     data = Translation(
         Given((shifted - mean) / std),

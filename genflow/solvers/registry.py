@@ -257,7 +257,7 @@ register(
 )(presets.dpm_v3)
 register(
     "ipndm",
-    order="order, equal steps",
+    order="order, even grid",
     title="Pseudo Numerical Methods for Diffusion Models on Manifolds",
     url="https://arxiv.org/abs/2202.09778",
 )(partial(tables.adams, variable="index"))

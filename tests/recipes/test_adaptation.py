@@ -44,6 +44,7 @@ def test_what_no_linear_map_undoes():
     assert found["flow"] > 0.95
     assert max(found["before"], found["moments"], found["coral"]) < 0.8
     assert adapter.flow.source == "features"
+    assert adapter(features.double()).dtype == torch.float64
 
 
 def test_moments_and_coral_are_the_maps_they_say():
