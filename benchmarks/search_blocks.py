@@ -179,7 +179,7 @@ def latency(pipe, contestants, rounds):
 
 
 def spread(values):
-    return f"{mean(values):.2f}" + (f" ± {stdev(values):.2f}" if len(values) > 1 else "")
+    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
 
 
 def main():

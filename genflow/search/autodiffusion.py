@@ -5,7 +5,7 @@ one before:
 
 1. *times*: the full network, K times;
 2. *steps*: times, and steps at which everything is left out that can be, under the budget; the
-   first entries are the best of stage 1 under periodic patterns;
+   first entries are the best of stage 1 under regular patterns;
 3. *groups*: the same with the stages of the network, each for itself;
 4. *blocks*: the same with single blocks.
 
@@ -176,7 +176,7 @@ def stages(
 def patterns(
     space: BlockSpace, schedule: SolverSchedule, rng: Random
 ) -> Iterator[tuple[str, SolverSchedule]]:
-    """A schedule under periodic patterns: blocks left out at all but every n-th step.
+    """A schedule under regular patterns of what is left out.
 
     Args:
         space: The space; the patterns are brought under its budget.
@@ -184,21 +184,31 @@ def patterns(
         rng: The random numbers.
 
     Yields:
-        Names and schedules: first with as little left out as the budget asks for, then every unit,
-        for each mode and for n = 2, 3, 4.
+        Names and schedules: first with as little left out as the budget asks for; then for each
+        mode every unit at every other step from the noisy end, from the clean end, or from both,
+        at as few as the budget asks for; then every unit at all but every n-th step.
     """
 
     yield "at the budget", space.fitted(schedule, rng)
+    N = len(schedule.steps)
+    noisy, clean = list(range(1, N, 2)), list(range(N - 1, 0, -2))
+    both = [i for pair in zip(noisy, clean, strict=True) for i in pair]
+    both = [i for k, i in enumerate(both) if not {i - 1, i, i + 1} & set(both[:k])]
+    ends = {"from the noisy end": noisy, "from the clean end": clean, "from both ends": both}
+    every = {f"but for every {n}": [i for i in range(N) if i % n] for n in (2, 3, 4)}
+
     for mode in space.budget.modes:
-        for n in (2, 3, 4):
-            for unit, inside in space.budget.units.items():
-                change = Alteration(**{mode: inside})
-                steps = tuple(
-                    replace(step, change=change) if i % n else step
-                    for i, step in enumerate(schedule.steps)
-                )
-                made = SolverSchedule(schedule.times, steps)
-                yield f"{mode} {unit} but for every {n}", space.fitted(made, rng)
+        for unit, inside in space.budget.units.items():
+            change = Alteration(**{mode: inside})
+            for where, places in (ends | every).items():
+                made = schedule
+                for i in places:
+                    if where in ends and space.cost(made) <= space.budget.bound:
+                        break
+                    step = replace(made.steps[i], change=change)
+                    steps = (*made.steps[:i], step, *made.steps[i + 1 :])
+                    made = SolverSchedule(made.times, steps)
+                yield f"{mode} {unit} {where}", space.fitted(made, rng)
 
 
 def autodiffusion(
@@ -277,7 +287,7 @@ def begin(space: Space, seeds: Iterable[Seed], seed: int = 0) -> list[Seed]:
 
     Args:
         space: The space. To one of blocks come the seeds under its budget, and the first of them
-            that leaves nothing out under periodic patterns.
+            that leaves nothing out under regular patterns.
         seeds: The schedules, with names or without, the best first.
         seed: The seed of what is left out at random.
     """

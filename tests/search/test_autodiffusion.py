@@ -75,7 +75,7 @@ def test_stages_follow_on_each_other():
     assert all(not s.change for e in times.entries for s in e.schedule.steps)
     assert times.best.value < times.entries[0].value
     assert steps.entries[0].origin == "seed of times"
-    assert any("but for every 2" in e.origin for e in steps.entries)
+    assert any("reuse all from" in e.origin for e in steps.entries)
     for e in steps.entries:
         for s in e.schedule.steps:
             assert len(s.change.drop) + len(s.change.reuse) in (0, len(NAMES))
@@ -157,7 +157,19 @@ def test_patterns():
     assert [bool(s.change.reuse) for s in every.steps] == [False, True, True] * 2
     assert set(every.steps[1].change.reuse) == set(NAMES)
     assert made["drop up_blocks.1 but for every 2"].steps[1].change.drop == NAMES[6:]
-    assert len(made) == 1 + 2 * 3 * (1 + 4)
+    assert len(made) == 1 + 2 * 6 * (1 + 4)
+
+    tight = stages(TimeSpace(PATH, 10, sampler="ddim"), COSTS, 800.0)["steps"]
+    made = dict(patterns(tight, ddim(10), rng))
+
+    def spared(where):
+        return [i for i, s in enumerate(made[f"reuse all {where}"].steps) if s.change.reuse]
+
+    # 98 of 100 are left out at a step: three steps keep a budget of 800, two do not.
+    assert spared("from the noisy end") == [1, 3, 5]
+    assert spared("from the clean end") == [5, 7, 9]
+    assert spared("from both ends") == [1, 3, 9]
+    assert spared("but for every 2") == [1, 3, 5, 7, 9]
 
 
 def test_what_comes_in_is_brought_under_the_budget():
