@@ -6,6 +6,7 @@ import weakref
 
 from nets import Net, gradients, same, wrapped
 import pytest
+from ranks import together
 import torch
 from torch import nn
 
@@ -187,27 +188,23 @@ class Loss(nn.Module):
 
 
 def _rank(rank, file, policy):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{file}.store", rank=rank, world_size=2
-    )
     model = nn.parallel.DistributedDataParallel(Loss(policy))
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     for half in x.chunk(4)[rank::2]:
         model(half).backward()
     if rank == 0:
         torch.save([p.grad for p in model.module.denoiser.parameters()], file)
-    torch.distributed.destroy_process_group()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["exact", adjoint.Truncated(2)])
 def test_two_processes_have_the_gradient_of_one(tmp_path, policy):
     file = os.fspath(tmp_path / "gradients.pt")
-    torch.multiprocessing.spawn(_rank, (file, policy), nprocs=2)
-    together = torch.load(file)
+    together(2, _rank, tmp_path, file, policy)
+    shared = torch.load(file)
     alone = Loss(policy)
     x = torch.randn(4, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
     for part in x.chunk(4):
         (alone(part) / 2).backward()
-    for ours, theirs in zip(together, alone.denoiser.parameters(), strict=True):
+    for ours, theirs in zip(shared, alone.denoiser.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs.grad, rtol=1e-12, atol=1e-12)

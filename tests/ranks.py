@@ -1,0 +1,32 @@
+"""Several processes on one machine: ranks that speak through gloo, for the tests that need two."""
+
+from collections.abc import Callable
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import distributed
+
+__all__ = ["together"]
+
+
+def together(number: int, work: Callable[..., None], folder: Path, *args: Any) -> None:
+    """Run ``work(rank, *args)`` in `number` new processes of one group.
+
+    Raises:
+        torch.multiprocessing.ProcessRaisedException: when a rank raises.
+    """
+
+    store = f"file://{folder / 'store'}"
+    torch.multiprocessing.spawn(_rank, (number, store, work, args), nprocs=number)
+
+
+def _rank(rank: int, number: int, store: str, work: Callable[..., None], args: tuple) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(number), "LOCAL_RANK": str(rank)}
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=number)
+    work(rank, *args)
+    distributed.barrier()
+    # gloo's threads may outlive the group: leave before any destructor waits for or aborts them
+    os._exit(0)
