@@ -1,0 +1,7 @@
+"""``python -m genflow`` is the command ``genflow``."""
+
+import sys
+
+from genflow.cli import main
+
+sys.exit(main())
