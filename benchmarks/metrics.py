@@ -20,7 +20,6 @@ good for what lifts it, or presses it, far from its row "test set".
 """
 
 import argparse
-from pathlib import Path
 import time
 from typing import Any
 
@@ -154,7 +153,7 @@ def main() -> None:
     print(f"{time.process_time() - begun:.0f} s of CPU time")
 
     if not options.quick:
-        options.fashion = Path(options.fashion).name if options.fashion else None
+        options.fashion = options.fashion is not None  # whether, and not where
         write_results("metrics", {"tables": tables}, options)
 
 

@@ -103,6 +103,11 @@ class Drawn(Source):
         self.nfe = drawn.nfe
         return self.form(drawn.uint8 if len(self.shape) == 3 else drawn.x.float())
 
+    def name_of(self, row: int) -> str:
+        """See `Source.name_of`; the seed."""
+
+        return f"seed {self.first + row}"
+
     def shown(self, n: int) -> list[int]:
         """See `Source.shown`; the first of them, whose classes go round."""
 

@@ -5,7 +5,8 @@
     meta.json                     what was asked for; with shards one each, as meta-0-of-4.json
     chunks/ features/ pictures/   see `genflow.evaluation.chunks`
     manifest.json                 the records of all chunks, once they are done
-    report.json report.md grid.png
+    report.json report.md         the report
+    grid.png closest.png          samples beside data; samples above their nearest data
 """
 
 __all__ = ["agreeing", "claim", "finish", "settings_of", "turn", "working"]
@@ -148,9 +149,9 @@ def finish(
     output: str | os.PathLike[str] | None,
     report: Mapping[str, Any],
     records: Sequence[Mapping[str, Any]],
-    picture: Image.Image | None,
+    pictures: Mapping[str, Image.Image | None],
 ) -> None:
-    """Writes what a job leaves: the report, its page, the picture, the manifest.
+    """Writes what a job leaves: the report, its page, pictures by name, the manifest.
 
     Raises:
         UserError: If a file cannot be written.
@@ -163,10 +164,11 @@ def finish(
         return
 
     write_text(folder / "manifest.json", _text({"chunks": list(records)}))
-    if picture is not None:
-        with writing(folder / "grid.png") as part:
+    drawn = {name: picture for name, picture in pictures.items() if picture is not None}
+    for name, picture in drawn.items():
+        with writing(folder / f"{name}.png") as part:
             picture.save(part, format="png")
-    write_text(folder / "report.md", page(report, picture is not None))
+    write_text(folder / "report.md", page(report, list(drawn)))
     write_text(folder / "report.json", _text(report))
 
 

@@ -28,7 +28,7 @@ from genflow.evaluation.chunks import Chunk, Shards, cut, look_at
 from genflow.evaluation.folders import agreeing, claim, finish, settings_of, turn, working
 from genflow.evaluation.forms import Form, check_alike
 from genflow.evaluation.opening import Named, opened_data, opened_samples
-from genflow.evaluation.pictures import picture
+from genflow.evaluation.pictures import copies, picture
 from genflow.evaluation.plans import METRICS, Plan, planned
 from genflow.evaluation.ranks import Ranks, gathered
 from genflow.evaluation.reduction import measured
@@ -283,7 +283,8 @@ def _reduced(
         measures = measured(job, job.compare())
         seconds = {"measuring": time.perf_counter() - clock, "total": time.perf_counter() - began}
         made = assembled(job, measures, records, seconds, command)
-        finish(folder, output, made, records, picture(job))
+        pictures = {"grid": picture(job), "closest": copies(job, measures)}
+        finish(folder, output, made, records, pictures)
         return made
 
 

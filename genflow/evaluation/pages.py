@@ -7,6 +7,19 @@ from typing import Any
 
 from genflow.metrics.suite import markdown
 
+NOTE = (
+    "Value: all samples against all data. Floor: one random half of the data against the other, "
+    "with its deviation over several halvings. At floor's n: as many samples as that half, "
+    "against the other. Ratio: that number over the floor, 1 for a perfect model; where the floor "
+    "is zero on average, as for kernel distances, over its deviation. Numbers of different "
+    "feature nets cannot be compared."
+)
+CAPTIONS = {
+    "grid": "![samples beside data](grid.png)",
+    "closest": "The samples most like copies, above the data that they are nearest to:\n\n"
+    "![samples above data](closest.png)",
+}
+
 
 def lines(report: Mapping[str, Any]) -> str:
     """A report as plain text for a terminal: a table a feature net, then what to know of it."""
@@ -35,17 +48,18 @@ def lines(report: Mapping[str, Any]) -> str:
     blocks.append(
         "real v real: two halves of the data; ÷: samples at that floor's number, over it"
     )
-    told = [f"skipped: {s['feature']}: {s['reason']}" for s in report["skipped"]]
+    left = ", ".join(s["feature"] for s in report["skipped"])
+    told = [f"left out: {left}; the report says why"] if left else []
     told += [f"warning: {text}" for text in report["warnings"]]
     return "\n\n".join([*blocks, *(["\n".join(told)] if told else [])])
 
 
-def page(report: Mapping[str, Any], picture: bool = False) -> str:
+def page(report: Mapping[str, Any], pictures: Sequence[str] = ()) -> str:
     """A report in Markdown: the numbers, and all that is needed to repeat them.
 
     Args:
         report: What `assembled` returned.
-        picture: Whether ``grid.png`` lies beside the page.
+        pictures: The names of the pictures that lie beside the page, "grid" and "closest".
     """
 
     samples, data = report["samples"], report["data"]
@@ -68,18 +82,10 @@ def page(report: Mapping[str, Any], picture: bool = False) -> str:
         if said:
             parts += [f"## {title}", "\n".join(f"- {text}" for text in said)]
 
-    if picture:
-        parts += ["## Pictures", "![samples beside data](grid.png)"]
+    if pictures:
+        parts += ["## Pictures", *(CAPTIONS[name] for name in pictures)]
     parts += ["## How it was measured", _table(["what", "how"], _facts(report))]
     return "\n\n".join(parts) + "\n"
-
-
-NOTE = (
-    "Value: all samples against all data. Floor: one random half of the data against the other, "
-    "with its deviation over several halvings. At floor's n: as many samples as that half, "
-    "against the other. A perfect model has a ratio of 1; numbers of different feature nets "
-    "cannot be compared."
-)
 
 
 def _spreads(measure: Mapping[str, Any], repeats: int) -> str:

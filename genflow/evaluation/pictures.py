@@ -1,10 +1,12 @@
 """What samples and data look like, side by side."""
 
-__all__ = ["picture"]
+__all__ = ["copies", "picture"]
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image, ImageDraw
+import torch
 from torch import Tensor
 
 from genflow import viz
@@ -29,6 +31,25 @@ def picture(job: "Job") -> Image.Image | None:
 
     drawn = {name: _panel(x) for name, x in sides.items() if len(x)}
     return _beside({name: p for name, p in drawn.items() if p is not None})
+
+
+def copies(job: "Job", measures: Mapping[str, Any]) -> Image.Image | None:
+    """The samples that look most like copies, above the data that they are nearest to.
+
+    Args:
+        job: The job.
+        measures: What was measured; the first feature net that looked for copies chooses.
+    """
+
+    found = (m["metrics"].get("memorisation", {}).get("closest") for m in measures.values())
+    pairs = next((p for p in found if p), None)
+
+    if pairs is None or not isinstance(job.data, Source) or job.source.shape[0] not in (1, 3):
+        return None
+
+    samples = torch.cat([job.source.read([p["sample"]]) for p in pairs])
+    nearest = torch.cat([job.data.read([p["training"]]) for p in pairs])
+    return viz.grid_of(torch.cat([samples, nearest]), len(pairs)) if samples.ndim == 4 else None
 
 
 def _panel(x: Tensor) -> Image.Image | None:

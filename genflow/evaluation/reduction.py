@@ -3,7 +3,8 @@
 Distances, floors and ratios are those of `genflow.metrics.suite`, of the first range of seeds. If
 a pipeline was drawn from several ranges, each gives every distance once, and their least, mean and
 deviation stand beside; the least is what some papers report. A Fréchet distance also has a
-ceiling: what uniform noise scores.
+ceiling: what uniform noise scores. The pairs of sample and training image that look most like
+copies are named, so that a person can look at them.
 """
 
 __all__ = ["measured"]
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from genflow.data.stream import seeded
 from genflow.evaluation.references import References
+from genflow.evaluation.sources import Source
 from genflow.metrics.features import Features, extract
 from genflow.metrics.references import Reference
 from genflow.metrics.suite import measure
@@ -63,6 +65,9 @@ def measured(job: "Job", references: Mapping[str, Reference]) -> dict[str, dict[
         if "value" in made["metrics"].get("frechet", {}):
             made["metrics"]["frechet"]["noise"] = _ceiling(job, net, reference)
 
+        for pair in made["metrics"].get("memorisation", {}).get("closest", ()):
+            _name(job, pair)
+
         about = {"name": net.name, "sha256": net.digest, "resize": net.resize}
         found[name] = {"feature": about, **made}
 
@@ -80,6 +85,15 @@ def spread(values: list[float]) -> dict[str, Any]:
         "std": float(numbers.std(correction=1)),
         "values": values,
     }
+
+
+def _name(job: "Job", pair: dict[str, Any]) -> None:
+    """Says which sample and which of the data are near each other, in words of their sources."""
+
+    pair["sample"] = job.rows[pair["sample"]]
+    pair["sample_name"] = job.source.name_of(pair["sample"])
+    if isinstance(job.data, Source):
+        pair["training_name"] = job.data.name_of(pair["training"])
 
 
 def _ceiling(job: "Job", net: Features, reference: Reference) -> float | None:

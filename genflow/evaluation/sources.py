@@ -58,6 +58,11 @@ class Source(ABC):
     def read(self, rows: Sequence[int]) -> Tensor:
         """Some of them: uint8 with shape (b, C, H, W), or float32 with shape (b, d)."""
 
+    def name_of(self, row: int) -> str:
+        """What a person finds one of them by."""
+
+        return f"row {row}"
+
     def batches(self, rows: Sequence[int], size: int) -> Iterator[Tensor]:
         """Some of them, so many at a time, in one layout of memory.
 
@@ -246,6 +251,11 @@ class Files(Source):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def name_of(self, row: int) -> str:
+        """See `Source.name_of`; the file."""
+
+        return self.source.names[self.rows[row]]
 
     def read(self, rows: Sequence[int]) -> Tensor:
         """See `Source.read`.

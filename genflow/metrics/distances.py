@@ -247,11 +247,17 @@ def _mean_gap(x: Tensor, y: Tensor) -> float:
 
 
 def _unbiased_mmd(x: Tensor, y: Tensor) -> Tensor:
-    n, d = x.shape
-    k_xx, k_yy, k_xy = ((a @ b.T / d + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
+    n = len(x)
+    k_xx, k_yy, k_xy = _cubic(x, x), _cubic(y, y), _cubic(x, y)
     within = k_xx.sum() - k_xx.trace() + k_yy.sum() - k_yy.trace()
 
     return within / (n * (n - 1)) - 2 * k_xy.mean()
+
+
+def _cubic(x: Tensor, y: Tensor) -> Tensor:
+    k = torch.addmm(x.new_ones(1, 1), x, y.T, alpha=1 / x.shape[1])
+
+    return k.square().mul_(k)
 
 
 def _at_least(field: str, value: int, least: int) -> None:

@@ -5,10 +5,13 @@ the digits of scikit-learn); what is kept are the channels' means and deviations
 
 .. math:: \phi(x) = (\mathrm{mean}_{ij} \, h_4, \; \mathrm{std}_{ij} \, h_4) \in \mathbb{R}^{128}.
 
-Trained filters see missing classes that random ones hardly notice, and are blunter for slight
-noise. An image of any size from 8 pixels is brought to 32 × 32 first, its sides one by one, and
-a colour image is read as its channels, each a grey image, one after the other: the width is
-128 C. So colours count, which they would not in a luminance.
+Trained filters see missing classes that random ones hardly notice: eight classes of ten of
+Fashion-MNIST, 2,000 images each, are at 7.5 times the floor, and at 3.3 times by ``random-conv``;
+of the digits at 2.8 and 1.6 times (``benchmarks/metrics.py``).
+
+An image of any size from 8 pixels is brought to 32 × 32 first, its sides one by one, and a colour
+image is read as its channels, each a grey image, one after the other: the width is 128 C. So
+colours count, which they would not in a luminance.
 
 What is *not* assumed: that the data look like clothes or digits. But for photographs the net is
 an arbitrary one, and in pictures larger than 32 pixels it is blind to all finer detail: there

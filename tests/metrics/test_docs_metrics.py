@@ -3,12 +3,15 @@
 from pathlib import Path
 import re
 
+import pytest
+
 from genflow.metrics import METRICS
 from genflow.metrics.features import REGISTRY
 
 PAGE = Path(__file__).parents[2] / "docs" / "evaluation.md"
 
 
+@pytest.mark.slow
 def test_the_blocks_on_metrics_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = PAGE.read_text(encoding="utf-8").split("## Further reading")[0]
