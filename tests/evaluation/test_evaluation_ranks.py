@@ -81,15 +81,16 @@ def test_a_job_killed_by_sigkill_and_resumed_gives_the_number_of_an_unbroken_one
     alone, monkeypatch
 ):
     job = JOB | {"n": 3000, "chunk": 50, "halvings": 2}
-    line = [sys.executable, "sample.py", "evaluate", "pipeline", "--data", "data.npy"]
+    broken = alone / "broken"
+    line = [sys.executable, str(ROOT / "sample.py"), "evaluate", "pipeline", "--data", "data.npy"]
+    line += ["--output", str(broken)]
     line += [part for k, v in job.items() for part in (f"--{k}", str(v))]
     settings = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    broken = alone / "broken"
-    line[1], line = str(ROOT / line[1]), [*line, "--output", str(broken)]
     process = subprocess.Popen(line, cwd=alone, env=os.environ | settings)
     deadline = time.monotonic() + 200
 
-    while not list(broken.glob("chunks/*.json")) and time.monotonic() < deadline:
+    while not list(broken.glob("chunks/*.json")) and process.poll() is None:
+        assert time.monotonic() < deadline
         time.sleep(0.01)
 
     os.kill(process.pid, signal.SIGKILL)
