@@ -5,5 +5,5 @@ import sys
 from genflow.cli import main
 
 if __name__ == "__main__":
-    commands = ("generate", "evaluate", "samplers")
+    commands = ("generate", "evaluate", "reference", "samplers")
     sys.exit(main(sys.argv[1:], program="sample.py", commands=commands))

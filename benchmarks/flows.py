@@ -16,8 +16,9 @@ from measure import print_table, write_results
 import torch
 
 from genflow.data.named import named
+from genflow.metrics import compare
+from genflow.metrics.features import features
 from genflow.pipelines import Pipeline
-from genflow.pipelines.jobs import evaluate
 from genflow.recipes import distill, reflow
 from genflow.solvers.straightness import flow_report
 
@@ -59,11 +60,12 @@ def distances(pipe: Pipeline, reference: torch.Tensor, options: argparse.Namespa
     }
     calls["rk45"] = {"sampler": "dopri5"}
     n = options.n or len(reference)
+    feature = features("random-conv", reference.shape[1:]).to(options.device)
     found = {}
 
     for name, call in calls.items():
         drawn = pipe(n, seed=options.seed, **call)
-        report = evaluate(drawn.uint8, reference, device=options.device)
+        report = compare(drawn.uint8, reference, feature)
         fair, floor = report["distance_at_floor_n"]["mean"], report["floor"]["mean"]
         found[name] = {
             "nfe": drawn.nfe,

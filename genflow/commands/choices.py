@@ -50,11 +50,9 @@ def pipeline_named(name: str, device: str | None = None, **options: Any) -> "Pip
 def labels_of(pipe: Any, text: str | None, n: int) -> Any:
     """Class labels from text, gone round in for n samples."""
 
-    if text is None:
-        return pipe.labels(None, n)
+    from genflow.pipelines.conditions import round_in
 
-    names = [part.strip() for part in text.split(",")]
-    return pipe.labels([names[i % len(names)] for i in range(n)], n)
+    return pipe.labels(round_in(text, n), n)
 
 
 def policy_of(text: str) -> Any:

@@ -2,14 +2,13 @@
 
 __all__ = ["evaluate"]
 
-from collections.abc import Callable
-import json
-from pathlib import Path
+import os
+import shlex
+import sys
 from typing import Any
 
-from genflow.commands.choices import device_named, pipeline_named
+from genflow.commands.choices import Value, device_named
 from genflow.console import Bar
-from genflow.version import __version__
 
 
 def evaluate(
@@ -17,86 +16,116 @@ def evaluate(
     data: str = "digits",
     n: int | None = None,
     seed: int = 0,
+    repeats: int = 1,
+    label: str | None = None,
     sampler: str | None = None,
     steps: int | None = None,
-    guidance: float = 1.0,
-    feature: str = "random-conv",
+    schedule: str | None = None,
+    guidance: float | None = None,
+    interval: tuple[float, float] | None = None,
+    clip: bool = False,
+    options: dict[str, Value] | None = None,
+    feature: str | None = None,
+    metrics: str | None = None,
+    inception_weights: str | None = None,
+    halvings: int = 5,
     output: str | None = None,
     batch_size: int = 256,
+    chunk: int = 1000,
     device: str | None = None,
+    channels: int | None = None,
     size: int | None = None,
+    skip_unreadable: bool = False,
+    shard: str = "0/1",
+    reduce: bool = False,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> None:
-    """Measure how far samples are from the data: Fréchet distance, floor, and noise.
+    """Measure how far samples are from the data, with floors: report.json, report.md, grid.png.
 
     Args:
-        samples: A pipeline to draw from, or a folder or zip of images.
-        data: digits, a torchvision set as in FashionMNIST:ROOT, a folder, or a zip.
-        n: The number of samples to draw; as many as there are data by default.
+        samples: A pipeline to draw from; a folder or zip of images; a .npz or .npy file; the
+            folder of a generating job.
+        data: digits, a torchvision set as in FashionMNIST:ROOT, a folder, a zip, a .npz or .npy
+            file, or what "genflow reference make" stored.
+        n: The number of samples; as many as there are, or for a pipeline as there are data.
         seed: The first seed.
+        repeats: The number of ranges of seeds, of n samples each; more than 1 gives a spread.
+        label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
-        guidance: The weight of classifier-free guidance; 1 is none.
-        feature: The feature net: random-conv, pixels.
-        output: A JSON file to write the report to.
-        batch_size: How many are drawn at a time.
-        device: cpu, cuda, ...; a GPU if there is one.
-        size: The side to which images of a folder or zip are brought.
+        schedule: A schedule.json, instead of sampler and steps.
+        guidance: The weight of classifier-free guidance; 1, which is none, by default.
+        interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
+        clip: Whether the data estimate is kept in [-1, 1].
+        options: Options of the sampler and its grid, as in --options.order 3.
+        feature: Feature nets, with commas: random-conv, genflow-small, inception, dinov2, clip,
+            pixels; the first three by default, those without weights being left out.
+        metrics: Metrics, with commas: fd, kd, prdc, mmd, swd, memorisation, which is the default;
+            energy, all; or with their net: fid, kid, cmmd, dinov2:coverage.
+        inception_weights: The TorchScript file of the Inception network.
+        halvings: How often the data are halved for the floors; 0 for no floors.
+        output: A folder for the job, its report and a picture; or a .json file for the report.
+        batch_size: How many images are held at once.
+        chunk: How many images are drawn and stored together.
+        device: cpu, cuda, ...; a GPU if there is one, under torchrun one a process.
+        channels: 1 or 3, to convert all images to grey or to colour.
+        size: The side to which all images are brought.
+        skip_unreadable: Whether image files that cannot be decoded are left out, and counted.
+        shard: The part i/n of the work to do, counted from 0; the last to end measures.
+        reduce: Whether only to measure what the shards have seen.
+        resume: Whether the same job, begun before, is gone on with.
+        overwrite: Whether an older job in the folder is thrown away.
     """
 
-    from genflow.data.named import images_of, named
-    from genflow.files import write_text
-    from genflow.metrics import table
-    from genflow.pipelines.jobs import evaluate as job
+    from genflow.evaluation import evaluate as job
+    from genflow.evaluation import lines
+    from genflow.evaluation.plans import METRICS
+    from genflow.pipelines.jobs import parse_shard
 
-    device = device_named(device)
-    reference = named(data, size=size).reference()
-    about: dict[str, Any] = {"samples": samples, "data": data, "genflow": __version__}
+    with Bar("images") as bar:
+        made = job(
+            samples,
+            data,
+            output=output,
+            n=n,
+            seed=seed,
+            repeats=repeats,
+            label=label,
+            feature=feature,
+            metrics=METRICS if metrics is None else metrics,
+            inception_weights=inception_weights,
+            channels=channels,
+            size=size,
+            skip_unreadable=skip_unreadable,
+            batch_size=batch_size,
+            chunk=chunk,
+            halvings=halvings,
+            device=_own_device(device),
+            shard=parse_shard(shard),
+            reduce=reduce,
+            resume=resume,
+            overwrite=overwrite,
+            command=shlex.join(sys.argv),
+            report=bar,
+            sampler=sampler,
+            steps=steps,
+            schedule=schedule,
+            guidance=guidance,
+            interval=interval,
+            clip=clip or None,
+            **(options or {}),
+        )
 
-    if (Path(samples) / "model_index.json").exists() or not Path(samples).exists():
-        pipe = pipeline_named(samples, device)
-        n = len(reference) if n is None else n
-        with Bar("samples") as report:
-            drawn = _draw(pipe, n, seed, batch_size, report, sampler, steps, guidance)
-        about |= {"seeds": [seed, seed + n - 1], "nfe": drawn["nfe"], "sampler": drawn["sampler"]}
-        x = drawn["x"]
-    else:
-        x = images_of(samples, channels=reference.shape[1], size=size)
-
-    result = about | job(x, reference, feature=feature, device=device)
-    print(table(result))
-
-    if output is not None:
-        write_text(output, json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-        print(f"report: {output}")
+    if made is not None:
+        print(lines(made))
+        if output is not None:
+            print(f"report: {output}")
 
 
-def _draw(
-    pipe: Any,
-    n: int,
-    seed: int,
-    batch_size: int,
-    report: Callable[[int, int], None],
-    sampler: str | None,
-    steps: int | None,
-    guidance: float,
-) -> dict[str, Any]:
-    """Samples in the form in which the data are stored, batch by batch."""
+def _own_device(name: str | None) -> Any:
+    """The device of a name; under torchrun each process has a GPU of its own."""
 
-    import torch
-
-    parts, nfe, name = [], 0, ""
-    batches = pipe.batches(
-        range(seed, seed + n),
-        pipe.labels(None, n),
-        batch_size=batch_size,
-        sampler=sampler,
-        steps=steps,
-        guidance=guidance,
-    )
-
-    for batch in batches:
-        parts.append(batch.uint8 if len(pipe.shape) == 3 else batch.x)
-        nfe, name = batch.nfe, batch.sampler
-        report(sum(map(len, parts)), n)
-
-    return {"x": torch.cat(parts), "nfe": nfe, "sampler": name}
+    device = device_named(name)
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if device == "cuda" and rank is not None else device

@@ -33,7 +33,17 @@ from torch import Tensor
 from genflow.data.examples import Batch, Examples, Tensors
 from genflow.errors import UserError
 
-__all__ = ["Decoder", "Folder", "OnDisk", "Source", "Zip", "decode_all", "is_image"]
+__all__ = [
+    "BROKEN",
+    "Decoder",
+    "Folder",
+    "OnDisk",
+    "Source",
+    "Zip",
+    "decode_all",
+    "is_image",
+    "look",
+]
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 BROKEN = (  # what Pillow and zipfile are seen to raise on a damaged file
@@ -48,6 +58,7 @@ BROKEN = (  # what Pillow and zipfile are seen to raise on a damaged file
     zipfile.BadZipFile,
     Image.DecompressionBombError,
 )
+GREY = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "F")  # Pillow's modes of one channel
 
 
 def is_image(name: str) -> bool:
@@ -181,36 +192,45 @@ class Decoder:
     """How bytes become pixels.
 
     Attributes:
-        channels: 1 for grey, 3 for colour.
+        channels: 1 for grey, 3 for colour, None for what a picture is stored as.
         size: the shorter side is resized (Lanczos) to it and the centre cut out; None leaves
             pictures as they are.
     """
 
-    channels: Literal[1, 3] = 3
+    channels: Literal[1, 3] | None = 3
     size: int | None = None
 
     def shape(self, data: bytes) -> tuple[int, int, int]:
         """The shape (C, H, W) that `pixels` would return, from the header alone."""
         with Image.open(BytesIO(data)) as image:
+            channels = self._channels(image)
             width, height = image.size
             if _orientation(image) >= 5:  # lying on its side
                 width, height = height, width
         if self.size is not None:
             width = height = self.size
-        return self.channels, height, width
+        return channels, height, width
 
     def pixels(self, data: bytes) -> np.ndarray:
         """Decodes a picture, with shape (C, H, W) in uint8."""
         with Image.open(BytesIO(data)) as opened:
             turned = _orientation(opened) != 1
+            channels = self._channels(opened)
             image = ImageOps.exif_transpose(opened) if turned else opened
             if image.mode.startswith("I;16"):
                 image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-            image = image.convert("L" if self.channels == 1 else "RGB")
+            return self.formed(image, channels)
+
+    def formed(self, image: Image.Image, channels: int) -> np.ndarray:
+        """A picture of 8 bits with some channels and the decoder's size, with shape (C, H, W)."""
+        image = image.convert("L" if channels == 1 else "RGB")
         if self.size is not None and image.size != (self.size, self.size):
             image = self._square(image, self.size)
         array = np.asarray(image)
-        return array[None] if self.channels == 1 else array.transpose(2, 0, 1)
+        return array[None] if channels == 1 else array.transpose(2, 0, 1)
+
+    def _channels(self, image: Image.Image) -> int:
+        return self.channels or (1 if image.mode in GREY else 3)
 
     @staticmethod
     def _square(image: Image.Image, size: int) -> Image.Image:
@@ -296,7 +316,7 @@ class OnDisk(Examples):
 Seen = np.ndarray | tuple[int, int, int] | Exception
 
 
-def _look(source: Source, task: Callable[[bytes], Seen]) -> Iterator[Seen]:
+def look(source: Source, task: Callable[[bytes], Seen]) -> Iterator[Seen]:
     """Yields what `task` makes of each file, in order; an error in place of a broken one's."""
 
     def attempt(index: int) -> Seen:
@@ -341,7 +361,7 @@ def decode_all(
     """
     shape: tuple[int, ...] | None = None
     x, kept, broken = torch.empty(0), [], []
-    for index, seen in enumerate(_look(source, decoder.pixels if in_memory else decoder.shape)):
+    for index, seen in enumerate(look(source, decoder.pixels if in_memory else decoder.shape)):
         if isinstance(seen, Exception):
             if corrupt == "stop":
                 raise _unreadable(source, index, seen) from seen

@@ -7,44 +7,41 @@ A feature is a fixed map :math:`\phi` from 8-bit images to vectors,
 with a name and a digest, so that two numbers are set side by side only if one map made both.
 Images are 8-bit on purpose: the map sees what a file holds, not what a sampler left unrounded.
 
-:class:`RandomConv` needs no weights from anywhere: a stack of random convolutions and ReLUs,
-whose channels' means and deviations over the image are the features. Random filters separate
-textures and noise well, and *classes* less well than trained ones. Measured, one part of the real
-data against another, in units of the real-against-real distance:
+=================  =======  ========================  =========================================
+name               width    its Fréchet distance      what it needs
+=================  =======  ========================  =========================================
+``inception``      2048     FID                       a file of 95 MB, see ``inception``
+``dinov2``         1024     FD-DINOv2                 a folder, transformers, see ``vision``
+``clip``           768      FD-CLIP                   likewise
+``genflow-small``  128 C    FD-genflow-small          nothing; images of 8 pixels or more a side
+``random-conv``    64       FD-random-conv            nothing; square images of 4 or more
+``pixels``         C H W    FD-pixels                 nothing
+``identity``       d        FD-identity               nothing; for vectors
+=================  =======  ========================  =========================================
 
-==================  ==========  ==========  ==========  ==========  ==========  =======
-data                noise 5 %   blur        8 classes   5 classes   1 class     uniform
-==================  ==========  ==========  ==========  ==========  ==========  =======
-digits, 898 each    2.3         230         2.0         4.5         20          310
-CIFAR-10 (JPEG),    3.1         25          3.1         4.1         25          1300
-2000 each
-==================  ==========  ==========  ==========  ==========  ==========  =======
+Absolute numbers mean nothing between one feature and another: read ratios to the floor. Only the
+first is FID, which is the name of one trained network's distance.
 
-Absolute numbers mean nothing between one feature and another: read ratios to the floor. They are
-no FID, which is the name of one trained network's distance, and are never called so.
-
-What is *not* assumed: a GPU, a download, or an image size; square images of 4 pixels and more do.
-
-References:
-    | Reliable Fidelity and Diversity Metrics for Generative Models (Naeem et al., 2020)
-    | https://arxiv.org/abs/2002.09797
-
-    | Delving Deep into Rectifiers (He et al., 2015)
-    | https://arxiv.org/abs/1502.01852
+What is *not* assumed: a GPU, or a network connection. Nothing is ever downloaded here.
 """
 
 __all__ = ["Features", "Identity", "Pixels", "RandomConv", "extract", "features"]
 
 from collections.abc import Callable, Sequence
-import hashlib
+import os
 import re
 from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from genflow.errors import UserError, nearest
+from genflow.metrics.inception import Inception
+from genflow.metrics.inputs import check_images
+from genflow.metrics.random_conv import RandomConv
+from genflow.metrics.small import Small
+from genflow.metrics.vision import VisionNet
+from genflow.metrics.weights import digest_of
 
 
 @runtime_checkable
@@ -53,126 +50,32 @@ class Features(Protocol):
 
     Attributes:
         name: The name that reports print.
-        digest: The sha256 of the name and the weights, in hexadecimal.
+        digest: The sha256 of the weights, in hexadecimal.
+        resize: How images are brought to the size that it reads, in words; "none" if not at all.
+        prefix: How the Fréchet distance on it is called.
     """
 
     name: str
     digest: str
+    resize: str
+    prefix: str
 
     def __call__(self, images: Tensor) -> Tensor:
         r"""Maps 8-bit images, with shape :math:`(n, C, H, W)`, to float32 :math:`(n, d)`."""
         ...
 
 
-class RandomConv(nn.Module):
-    r"""Random convolutions: channels' means and deviations after a few strided layers.
-
-    The first layer keeps the size, each next one halves it, until at most 8 pixels are left:
-
-    .. math:: h_{l+1} = \mathrm{ReLU}(W_l * h_l + b_l), \qquad
-        \phi = (\mathrm{mean}_{ij} \, h_L, \; \mathrm{std}_{ij} \, h_L) \in \mathbb{R}^{64}
-
-    Narrow and shallow on purpose: more channels and layers raise the floor of a small data set
-    faster than they see anything new (measured, on digits and on CIFAR-10).
-
-    Weights are uniform with He's variance :math:`2 / \text{fan-in}`, drawn in float64 from a CPU
-    generator without any transcendental function: the same bits, hence the same digest, on every
-    machine. On a GPU that multiplies in TF32 the *features* agree to about 1e-3 only; compute
-    them on the CPU, or forbid TF32, where the last digits matter.
-
-    Arguments:
-        channels: The number of channels :math:`C`, at least 1.
-        size: The height and width of the images, at least 4.
-        seed: The seed of the weights.
-
-    Raises:
-        UserError: If a number is out of its range.
-
-    Example:
-        >>> phi = RandomConv(channels=1, size=8)
-        >>> phi(torch.zeros(5, 1, 8, 8, dtype=torch.uint8)).shape
-        torch.Size([5, 64])
-    """
-
-    WIDTHS = (16, 32)  # the first layer's, then all others'
-    BIAS = 0.5
-
-    def __init__(self, channels: int, size: int, seed: int = 0) -> None:
-        super().__init__()
-
-        if channels < 1:
-            raise UserError(f"channels: {channels} is out of range; give 1 or more.")
-        if size < 4:
-            raise UserError(
-                f"size: {size} is out of range; give 4 or more, or take the feature 'pixels'."
-            )
-
-        self.channels, self.size, self.seed = channels, size, seed
-        self.name = f"random-conv-{channels}x{size}-{seed}"
-
-        generator = torch.Generator().manual_seed(seed)
-        fan, left, depth = channels, size, 0
-        while left > 8 or depth < 2:
-            width = self.WIDTHS[min(depth, 1)]
-            bound = (6 / (9 * fan)) ** 0.5
-            weight = _uniform((width, fan, 3, 3), bound, generator)
-            self.register_buffer(f"weight_{depth}", weight, persistent=False)
-            bias = _uniform((width,), self.BIAS, generator)
-            self.register_buffer(f"bias_{depth}", bias, persistent=False)
-            left = left if depth == 0 else (left + 1) // 2
-            fan, depth = width, depth + 1
-
-        self.depth = depth
-        self.digest = _sha256(self.name, list(self.buffers()))
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        r"""Maps images to features.
-
-        Arguments:
-            images: The 8-bit images, with shape :math:`(n, C, H, W)`.
-
-        Returns:
-            The features in float32, with shape :math:`(n, 64)`.
-
-        Raises:
-            UserError: If the images are not 8-bit images of the shape that the net was made for.
-        """
-        _check_images(images, (self.channels, self.size, self.size), self.name)
-
-        h = self.maps(images.to(self.weight_0.device).float() / 127.5 - 1)[-1]
-        std, mean = torch.std_mean(h, dim=(2, 3), correction=0)
-        return torch.cat((mean, std), dim=1)
-
-    def maps(self, x: Tensor) -> list[Tensor]:
-        r"""The channels of every layer, differentiable with respect to the images.
-
-        Arguments:
-            x: Images in [−1, 1], with shape :math:`(n, C, H, W)`.
-
-        Returns:
-            The outputs :math:`h_1, \dots, h_L`, with shapes :math:`(n, c_l, H_l, W_l)`.
-        """
-        found = []
-
-        for i in range(self.depth):
-            weight, bias = getattr(self, f"weight_{i}"), getattr(self, f"bias_{i}")
-            x = F.conv2d(x, weight, bias, stride=min(i + 1, 2), padding=1).relu()
-            found.append(x)
-
-        return found
-
-
 class Pixels:
     r"""The pixels themselves, in [0, 1]: wide, blind to shape, and a sound second opinion."""
 
-    def __init__(self) -> None:
-        self.name = "pixels"
-        self.digest = _sha256(self.name)
+    name = "pixels"
+    prefix = "FD-pixels"
+    resize = "none"
+    digest = digest_of("pixels")
 
     def __call__(self, images: Tensor) -> Tensor:
         r"""Flattens 8-bit images, with shape :math:`(n, C, H, W)`, to :math:`(n, CHW)`."""
-        _check_images(images, None, self.name)
+        check_images(images, self.name)
 
         return images.flatten(1).float() / 255
 
@@ -180,9 +83,10 @@ class Pixels:
 class Identity:
     r"""Vectors as they are, for data that are points and not images."""
 
-    def __init__(self) -> None:
-        self.name = "identity"
-        self.digest = _sha256(self.name)
+    name = "identity"
+    prefix = "FD-identity"
+    resize = "none"
+    digest = digest_of("identity")
 
     def __call__(self, images: Tensor) -> Tensor:
         r"""Passes vectors, with shape :math:`(n, d)`, on in float32."""
@@ -195,51 +99,57 @@ class Identity:
         return images.float()
 
 
-def _random_conv(shape: Sequence[int], seed: int = 0) -> RandomConv:
-    if len(shape) != 3 or shape[1] != shape[2]:
-        raise UserError(
-            f"shape: {tuple(shape)} is not (C, S, S); the feature 'random-conv' is for square "
-            "images, take 'pixels' for others and 'identity' for vectors."
-        )
+Place = str | os.PathLike[str] | None
 
-    return RandomConv(shape[0], shape[1], seed)
-
-
-REGISTRY: dict[str, Callable[[Sequence[int]], Features]] = {
-    "random-conv": _random_conv,
-    "pixels": lambda shape: Pixels(),
-    "identity": lambda shape: Identity(),
+REGISTRY: dict[str, Callable[[Sequence[int], Place], Features]] = {
+    "inception": lambda shape, weights: Inception(_channels("inception", shape), weights),
+    "dinov2": lambda shape, weights: VisionNet("dinov2", _channels("dinov2", shape), weights),
+    "clip": lambda shape, weights: VisionNet("clip", _channels("clip", shape), weights),
+    "genflow-small": lambda shape, weights: _small(shape),
+    "random-conv": lambda shape, weights: _random_conv(shape),
+    "pixels": lambda shape, weights: Pixels(),
+    "identity": lambda shape, weights: Identity(),
 }
+WEIGHTED = ("inception", "dinov2", "clip")
 
 
-def features(name: str, shape: Sequence[int]) -> Features:
+def features(name: str, shape: Sequence[int], *, weights: Place = None) -> Features:
     r"""Makes a feature by its name.
 
     Arguments:
-        name: One of ``"random-conv"``, ``"pixels"``, ``"identity"``, or the full name of a random
-            net as a report prints it, for example ``"random-conv-3x32-0"``.
+        name: One of the names above, or the full name of a random net as a report prints it, for
+            example ``"random-conv-3x32-0"``.
         shape: The shape of one image, (C, H, W), or of one vector, (d).
+        weights: The file of ``inception``, or the folder of ``dinov2`` or ``clip``; None to look
+            into the cache folder.
 
     Returns:
         The feature.
 
     Raises:
-        UserError: If the name is unknown, or does not go with the shape.
+        Absent: If its weights are not on this machine; the sentence tells what to put where.
+        UserError: If the name is unknown, or does not go with the shape or the weights.
     """
     full = re.fullmatch(r"random-conv-(\d+)x(\d+)-(\d+)", name)
-    if full:
-        channels, size, seed = map(int, full.groups())
-        if tuple(shape) != (channels, size, size):
-            raise UserError(
-                f"name: '{name}' is for images of shape {(channels, size, size)}, not "
-                f"{tuple(shape)}; say 'random-conv' to have one that fits."
-            )
-        return _random_conv(shape, seed)
 
-    if name not in REGISTRY:
+    if not full and name not in REGISTRY:
         raise UserError(f"feature '{name}'{nearest(name, REGISTRY)}")
+    if weights is not None and name not in WEIGHTED:
+        raise UserError(
+            f"weights: the feature '{name}' reads none; leave '{weights}' out, or take one of "
+            f"{', '.join(WEIGHTED)}."
+        )
+    if full is None:
+        return REGISTRY[name](shape, weights)
 
-    return REGISTRY[name](shape)
+    channels, size, seed = map(int, full.groups())
+    if tuple(shape) != (channels, size, size):
+        raise UserError(
+            f"name: '{name}' is for images of shape {(channels, size, size)}, not "
+            f"{tuple(shape)}; say 'random-conv' to have one that fits."
+        )
+
+    return _random_conv(shape, seed)
 
 
 def extract(feature: Features, images: Tensor, batch_size: int = 512) -> Tensor:
@@ -264,29 +174,27 @@ def extract(feature: Features, images: Tensor, batch_size: int = 512) -> Tensor:
     return torch.cat([feature(batch).cpu() for batch in images.split(batch_size)])
 
 
-def _uniform(shape: tuple[int, ...], bound: float, generator: torch.Generator) -> Tensor:
-    unit = torch.rand(shape, generator=generator, dtype=torch.float64)
-
-    return ((2 * unit - 1) * bound).float()
-
-
-def _sha256(name: str, weights: Sequence[Tensor] = ()) -> str:
-    digest = hashlib.sha256(name.encode())
-    for weight in weights:
-        digest.update(weight.cpu().numpy().astype("<f4").tobytes())
-
-    return digest.hexdigest()
-
-
-def _check_images(images: Tensor, shape: tuple[int, int, int] | None, name: str) -> None:
-    if images.dtype != torch.uint8:
+def _channels(name: str, shape: Sequence[int]) -> int:
+    if len(shape) != 3:
         raise UserError(
-            f"images: type {images.dtype} is not 8-bit; round to 0 ... 255 and convert to "
-            "torch.uint8 before taking features."
+            f"shape: {tuple(shape)} is not (C, H, W); the feature '{name}' is for images, take "
+            "'identity' for vectors."
         )
-    if images.ndim != 4 or (shape is not None and tuple(images.shape[1:]) != shape):
-        wanted = "(n, C, H, W)" if shape is None else f"(n, {', '.join(map(str, shape))})"
+
+    return shape[0]
+
+
+def _small(shape: Sequence[int]) -> Small:
+    _channels("genflow-small", shape)
+
+    return Small()
+
+
+def _random_conv(shape: Sequence[int], seed: int = 0) -> RandomConv:
+    if len(shape) != 3 or shape[1] != shape[2]:
         raise UserError(
-            f"images: shape {tuple(images.shape)} is not {wanted}, which the feature '{name}' "
-            "reads; resize or convert the images, or make a feature for their shape."
+            f"shape: {tuple(shape)} is not (C, S, S); the feature 'random-conv' is for square "
+            "images, take 'pixels' for others and 'identity' for vectors."
         )
+
+    return RandomConv(shape[0], shape[1], seed)

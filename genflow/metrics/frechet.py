@@ -15,7 +15,9 @@ can appear. The last trace is a sum of square roots of eigenvalues, hence of sin
 eigenvalues carry one in 1e8, and the freedom in the roots pays: a covariance gives its root by an
 eigendecomposition, clipped at zero, while centred features :math:`X` *are* a root already,
 :math:`R = X^\top / \sqrt{n - 1}`. With fewer points than dimensions the work is that of an
-n-by-n problem, and no covariance is ever formed.
+n-by-n problem, and no covariance is ever formed. With more points than dimensions the root is
+the triangular factor of the centred features, joined chunk by chunk, so features that lie in a
+memory map are never in memory as a whole.
 
 What is *not* assumed: that the features are Gaussian (the distance then sees two moments only),
 that the covariances have full rank, or that both clouds have the same size. The estimate from
@@ -47,10 +49,9 @@ from torch import Tensor
 
 from genflow.errors import UserError
 from genflow.files import writing
-from genflow.metrics.inputs import as_pair, as_points
+from genflow.metrics.inputs import CHUNK, as_points, as_table, chunks
 
 FORMAT = "genflow-moments-1"
-CHUNK = 4096  # points that are centred at once: bounds the memory, not the answer
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,24 +251,20 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         UserError: If the two are of different features or widths.
     """
     _same_feature("b", b, a)
-    if a.mean.shape != b.mean.shape:
-        raise UserError(
-            f"b: moments of width {len(b.mean)} cannot be compared with width {len(a.mean)}; "
-            "take both from one feature."
-        )
 
-    return _frechet(a.mean, _root_of_covariance(a), b.mean, _root_of_covariance(b))
+    return _frechet("b", *_law("a", a), *_law("b", b))
 
 
 def frechet_from_features(x: Any, y: Any) -> float:
     r"""Computes the (squared) Fréchet distance between two clouds of features.
 
     Equals :func:`frechet_distance` of their moments, but forms no covariance: it is more exact,
-    and fast where there are fewer points than dimensions.
+    and fast where there are fewer points than dimensions. Rows are read in chunks, so either may
+    be a memory map.
 
     Arguments:
-        x: The first features, with shape :math:`(n, d)`, at least 2 points.
-        y: The second features, with shape :math:`(m, d)`, at least 2 points.
+        x: The first features, with shape :math:`(n, d)`, at least 2 points; or their moments.
+        y: The second features, with shape :math:`(m, d)`, at least 2 points; or their moments.
 
     Returns:
         The distance, in :math:`[0, \infty)`.
@@ -275,17 +272,32 @@ def frechet_from_features(x: Any, y: Any) -> float:
     Raises:
         UserError: If they are not finite tables of one width.
     """
-    x, y = as_pair(x, y, least=2)
-
-    return _frechet(x.mean(dim=0), _root_of_points(x), y.mean(dim=0), _root_of_points(y))
+    return _frechet("y", *_law("x", x), *_law("y", y))
 
 
-def _frechet(mu_1: Tensor, r_1: Tensor, mu_2: Tensor, r_2: Tensor) -> float:
+def _frechet(field: str, mu_1: Tensor, r_1: Tensor, mu_2: Tensor, r_2: Tensor) -> float:
+    if mu_1.shape != mu_2.shape:
+        raise UserError(
+            f"{field}: features of width {len(mu_2)} cannot be compared with width {len(mu_1)}; "
+            "take both from one feature."
+        )
+
     shift = (mu_1 - mu_2).square().sum()
     traces = r_1.square().sum() + r_2.square().sum()
     overlap = torch.linalg.svdvals(r_1.T @ r_2).sum()
 
     return max(float(shift + traces - 2 * overlap), 0.0)
+
+
+def _law(field: str, given: Any) -> tuple[Tensor, Tensor]:
+    """The mean, with shape (d), and a root of the covariance, with shape (d, r)."""
+    if isinstance(given, Moments):
+        return given.mean, _root_of_covariance(given)
+
+    points = as_table(field, given, least=2)
+    mean = sum(part.sum(dim=0) for part in chunks(points)) / len(points)
+
+    return mean, _root_of_points(points, mean)
 
 
 def _root_of_covariance(moments: Moments) -> Tensor:
@@ -296,13 +308,16 @@ def _root_of_covariance(moments: Moments) -> Tensor:
     return vectors[:, keep] * values[keep].sqrt()
 
 
-def _root_of_points(x: Tensor) -> Tensor:
+def _root_of_points(x: Tensor, mean: Tensor) -> Tensor:
     n, d = x.shape
-    centred = (x - x.mean(dim=0)) / (n - 1) ** 0.5
-    if n > d:
-        centred = torch.linalg.qr(centred, mode="r").R
+    root = x.new_zeros(0, d, dtype=torch.float64)
 
-    return centred.T
+    for part in chunks(x):
+        root = torch.cat((root, (part - mean) / (n - 1) ** 0.5))
+        if len(root) > d:
+            root = torch.linalg.qr(root, mode="r").R
+
+    return root.T
 
 
 def _same_feature(field: str, given: Moments | MomentSum, wanted: Moments | MomentSum) -> None:

@@ -6,8 +6,9 @@ data, and its unit depends on the feature. So a report gives
 .. math:: \text{floor} = d^2(A, B), \qquad \text{distance} = d^2(\text{samples}, A \cup B), \qquad
     \text{noise} = d^2(\text{uniform}, A \cup B)
 
-over random halves :math:`A, B` of the reference, and their ratios. As the bias falls with the
-number of points, ``distance`` flatters itself against a floor of half as many; the fair
+over random halves :math:`A, B` of the reference, and their ratios. It is the simple path: one
+metric, one ceiling; :func:`~genflow.metrics.suite.measure` has the others. As the bias falls
+with the number of points, ``distance`` flatters itself against a floor of half as many; the fair
 comparison is ``distance_at_floor_n``, as many samples as :math:`A` against the same :math:`B`:
 a perfect model has a ratio of one. A ratio well *below* one is a sign of copied training data.
 
@@ -25,8 +26,7 @@ from torch import Tensor
 from genflow.errors import UserError
 from genflow.metrics.features import Features, extract
 from genflow.metrics.frechet import frechet_from_features
-
-SPLITS, SUBSETS, NOISE = range(3)  # independent streams of random numbers from one seed
+from genflow.metrics.suite import NOISE, measure, stream
 
 
 def compare(
@@ -54,37 +54,28 @@ def compare(
     """
     _check(samples, reference, repeats)
 
-    noise = _uniform_like(reference, len(samples), _stream(seed, NOISE))
+    noise = _uniform_like(reference, len(samples), stream(seed, NOISE))
     x, y, z = (extract(feature, images) for images in (samples, reference, noise))
 
-    half = len(y) // 2
-    few = min(half, len(x))
-    splits, subsets = _stream(seed, SPLITS), _stream(seed, SUBSETS)
-    floor, at_floor_n = [], []
-    for _ in range(repeats):
-        order = torch.randperm(len(y), generator=splits)
-        first, second = y[order[:few]], y[order[half:]]
-        chosen = x[torch.randperm(len(x), generator=subsets)[:few]]
-        floor.append(frechet_from_features(first, second))
-        at_floor_n.append(frechet_from_features(chosen, second))
-
+    found = measure(x, y, ["frechet"], prefix=feature.prefix, seed=seed, repeats=repeats)
+    entry, counts = found["metrics"]["frechet"], found["counts"]
     report = {
-        "feature": {"name": feature.name, "digest": feature.digest, "width": y.shape[1]},
+        "feature": {"name": feature.name, "digest": feature.digest, "width": found["width"]},
         "counts": {
-            "samples": len(x),
-            "reference": len(y),
+            "samples": counts["samples"],
+            "reference": counts["reference"],
             "noise": len(z),
-            "floor": [few, len(y) - half],
+            "floor": counts["floor"],
         },
         "seed": seed,
         "repeats": repeats,
-        "distance": frechet_from_features(x, y),
-        "distance_at_floor_n": _spread(at_floor_n),
-        "floor": _spread(floor),
+        "distance": entry["value"],
+        "distance_at_floor_n": entry["at_floor_n"],
+        "floor": entry["floor"],
         "noise": frechet_from_features(z, y),
     }
     report["ratios"] = _ratios(report)
-    report["warnings"] = _warnings(report)
+    report["warnings"] = found["warnings"]
 
     return report
 
@@ -156,10 +147,6 @@ def _check(samples: Tensor, reference: Tensor, repeats: int) -> None:
         )
 
 
-def _stream(seed: int, purpose: int) -> torch.Generator:
-    return torch.Generator().manual_seed(1_000_003 * seed + purpose)
-
-
 def _uniform_like(reference: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Noise: any 8-bit value for images, any point of the reference's box for vectors."""
     shape = (count, *reference.shape[1:])
@@ -169,12 +156,6 @@ def _uniform_like(reference: Tensor, count: int, generator: torch.Generator) -> 
     low, high = reference.amin(dim=0).cpu(), reference.amax(dim=0).cpu()
 
     return low + (high - low) * torch.rand(shape, generator=generator, dtype=low.dtype)
-
-
-def _spread(values: list[float]) -> dict[str, Any]:
-    numbers = torch.tensor(values, dtype=torch.float64)
-
-    return {"mean": float(numbers.mean()), "std": float(numbers.std()), "values": values}
 
 
 def _ratios(report: dict[str, Any]) -> dict[str, float | None]:
@@ -189,28 +170,3 @@ def _ratios(report: dict[str, Any]) -> dict[str, float | None]:
         "noise_over_floor": over(noise, floor),
         "distance_over_noise": over(report["distance"], noise),
     }
-
-
-def _warnings(report: dict[str, Any]) -> list[str]:
-    counts, least = report["counts"], 2 * report["feature"]["width"]
-    first, second = counts["floor"]
-    sizes = {
-        "samples": counts["samples"],
-        "reference": counts["reference"],
-        "floor": min(first, second),
-    }
-    found = [
-        f"{name}: {size} points are fewer than {least}, twice the feature's width; the distance "
-        "is biased upward, give more or read the ratios at equal counts only."
-        for name, size in sizes.items()
-        if size < least
-    ]
-    if counts["samples"] < counts["reference"] // 2:
-        found.append(
-            f"samples: {counts['samples']} are fewer than half the reference's "
-            f"{counts['reference']}; the floor is measured at their number."
-        )
-    if report["floor"]["mean"] == 0:
-        found.append("floor: is zero, the reference's points are all alike; no ratio is given.")
-
-    return found

@@ -12,6 +12,7 @@ __all__ = [
     "load_conditions",
     "numbered",
     "part",
+    "round_in",
     "rows",
     "save_conditions",
 ]
@@ -129,6 +130,21 @@ def numbered(label: Any, n: int, classes: int, names: Sequence[str] | None) -> T
         raise UserError(f"label holds {len(numbers)} classes for {n} samples: give one each.")
 
     return torch.tensor(numbers)
+
+
+def round_in(text: str | None, n: int) -> list[str] | None:
+    """Classes in text such as ``"0,3"`` or ``"ant,bee"``, gone round in for n samples.
+
+    Args:
+        text: The classes, with commas; None stays None, which is every class in turn.
+        n: The number of samples.
+    """
+
+    if text is None:
+        return None
+
+    names = [part.strip() for part in text.split(",")]
+    return [names[i % len(names)] for i in range(n)]
 
 
 def _number(value: Any, classes: int, names: list[str]) -> int:

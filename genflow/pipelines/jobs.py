@@ -1,4 +1,4 @@
-"""Jobs on a pipeline: many samples to a folder, and how far a folder is from the data.
+"""Jobs on a pipeline: many samples to a folder.
 
 A generating job writes numbered images, a grid, and a record of how each image was made. Image i
 has seed i of the job, whatever the batch, the shard, or the machine; a killed job goes on where it
@@ -7,7 +7,6 @@ stood.
 
 __all__ = [
     "carry_out",
-    "evaluate",
     "generate",
     "parse_seeds",
     "parse_shard",
@@ -303,45 +302,3 @@ def _picture(
     elif x is not None and x.shape[1] > 1 and len(x):
         colours = None if label is None else label[indices]
         save_picture(output / f"cloud{suffix}.png", viz.cloud(x, colours))
-
-
-def evaluate(
-    samples: Tensor,
-    reference: Tensor,
-    *,
-    feature: str = "random-conv",
-    seed: int = 0,
-    device: str | None = None,
-) -> dict[str, Any]:
-    """How far samples are from the data, beside the data's own spread and beside noise.
-
-    Args:
-        samples: Images in uint8 with shape (n, C, H, W), or vectors with shape (n, d).
-        reference: The data, likewise.
-        feature: The name of the feature net, as `genflow.metrics.features` knows it.
-        seed: The seed of the splits of the data.
-        device: Where features are computed.
-
-    Returns:
-        The report of `genflow.metrics.compare`.
-
-    Raises:
-        UserError: If the shapes of samples and data differ.
-    """
-
-    from genflow.metrics import compare
-    from genflow.metrics.features import features
-
-    if samples.shape[1:] != reference.shape[1:]:
-        raise UserError(
-            f"the samples have shape {tuple(samples.shape[1:])} and the data "
-            f"{tuple(reference.shape[1:])}: both must be alike, resize or convert one of them."
-        )
-
-    name = feature if samples.ndim == 4 else "identity"
-    net = features(name, tuple(samples.shape[1:]))
-
-    if device is not None and isinstance(net, torch.nn.Module):
-        net.to(device)
-
-    return compare(samples, reference, net, seed=seed)

@@ -18,6 +18,7 @@ from genflow.training.checks import Diverged
 from genflow.training.couplings import Coupling, Independent, OptimalTransport, Taught
 from genflow.training.diffusion import Diffusion
 from genflow.training.ema import EMA
+from genflow.training.evaluating import Evaluate
 from genflow.training.lightsb import LightSB
 from genflow.training.losses import (
     FeatureWeighted,
@@ -51,6 +52,7 @@ __all__ = [
     "Coupling",
     "Diffusion",
     "Diverged",
+    "Evaluate",
     "FeatureWeighted",
     "GenerativeModule",
     "Grid",

@@ -4,7 +4,7 @@ Neither can change a run: `SampleGrid` has its own generators and borrows the ne
 mode, `LossGuard` only reads.
 """
 
-__all__ = ["LossGuard", "SampleGrid"]
+__all__ = ["LossGuard", "SampleGrid", "resting"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -30,7 +30,7 @@ from genflow.training.ema import EMA
 
 
 @contextmanager
-def _resting(net: nn.Module) -> Iterator[None]:
+def resting(net: nn.Module) -> Iterator[None]:
     """Inside, every module is in evaluation mode; afterwards each is as it was."""
 
     modes = [(m, m.training) for m in net.modules()]
@@ -141,7 +141,7 @@ class SampleGrid(Callback):
         data = getattr(trainer, "datamodule", None)
         begun = data.starts(self.n // 2 or 1) if isinstance(data, Translation) else None
 
-        with held, _resting(pl_module.net), trainer.precision_plugin.forward_context():
+        with held, resting(pl_module.net), trainer.precision_plugin.forward_context():
             grid = self.grid(pl_module, begun)
 
         self._write(grid, self._folder / f"step-{step:09d}.png")

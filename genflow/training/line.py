@@ -2,7 +2,8 @@
 
 A run folder holds everything about a run: ``config.yaml`` (fully resolved), ``metrics.csv``,
 TensorBoard events, ``samples/``, and ``checkpoints/``. The callbacks that every run wants are not
-repeated in every config: their settings are sections of it (``ema``, ``grid``, ``checkpoint``).
+repeated in every config: their settings are sections of it (``ema``, ``grid``, ``evaluate``,
+``checkpoint``).
 """
 
 __all__ = ["TrainingLine", "train"]
@@ -27,6 +28,7 @@ from genflow.errors import UserError
 from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
+from genflow.training.evaluating import Evaluate
 
 # A config may name these classes without their modules, once they are imported.
 SETS = ("images", "toy", "given", "domains", "translation", "pairs", "latents", "clouds")
@@ -73,9 +75,11 @@ class TrainingLine(LightningCLI):
         )
         parser.add_lightning_class_args(EMA, "ema")
         parser.add_lightning_class_args(SampleGrid, "grid")
+        parser.add_lightning_class_args(Evaluate, "evaluate")
         parser.add_lightning_class_args(LossGuard, "guard")
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.every_n_train_steps": 1000, "checkpoint.save_last": True})
+        parser.set_defaults({"evaluate.every": 0})  # only where a config asks for it
 
     def before_instantiate_classes(self) -> None:
         """Points loggers and checkpoints at the run folder."""

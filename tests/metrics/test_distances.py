@@ -6,7 +6,14 @@ import scipy.stats
 import torch
 
 from genflow.errors import UserError
-from genflow.metrics import distances, energy_distance, kernel_distance, sliced_wasserstein
+from genflow.metrics import (
+    distances,
+    energy_distance,
+    gaussian_mmd,
+    kernel_distance,
+    sliced_wasserstein,
+)
+from genflow.metrics.distances import median_gap, square_gaps
 
 
 def cloud(n, d, seed):
@@ -88,6 +95,51 @@ def test_kernel_distance_is_unbiased_and_repeatable():
     assert (mean, std) != kernel_distance(x, y, subsets=40, subset_size=100, seed=1)
 
 
+def test_kernel_distance_agrees_with_clean_fid_on_whole_clouds():
+    fid = pytest.importorskip("cleanfid.fid")
+    x, y = cloud(60, 8, 22), cloud(60, 8, 23) ** 2
+    mean, std = kernel_distance(x, y)  # one subset is all there is, and clean-fid's order is free
+    assert mean == pytest.approx(fid.kernel_distance(x.numpy(), y.numpy(), 1), rel=1e-10)
+    assert std == 0
+
+
+def test_gaussian_mmd_by_definition(monkeypatch):
+    x, y = cloud(23, 3, 16), cloud(31, 3, 17) + 0.4
+
+    def mean(a, b):
+        total = sum(float((-(p - q).square().sum() / (2 * 1.7**2)).exp()) for p in a for q in b)
+        return total / (len(a) * len(b))
+
+    truth = mean(x, x) + mean(y, y) - 2 * mean(x, y)
+    assert gaussian_mmd(x, y, sigma=1.7) == pytest.approx(truth, rel=1e-10)
+    monkeypatch.setattr(distances, "CHUNK", 5)
+    assert gaussian_mmd(x, y, sigma=1.7) == pytest.approx(truth, rel=1e-10)
+    assert gaussian_mmd(x, x, sigma=1.7) == pytest.approx(0, abs=1e-15)
+
+
+def test_gaussian_mmd_of_gaussians_has_a_closed_form():
+    x, y = cloud(4000, 3, 18), cloud(4000, 3, 19) + torch.tensor([0.6, 0, 0])
+    wide = 2.0**2 + 2  # the kernel's variance and those of both laws
+    overlap = (2.0**2 / wide) ** 1.5
+    truth = 2 * overlap * (1 - torch.tensor(-(0.6**2) / (2 * wide)).exp().item())
+    assert gaussian_mmd(x, y, sigma=2.0) == pytest.approx(truth, rel=0.1)
+
+
+def test_a_wide_kernel_loses_no_digits():
+    """Where the kernel is nearly one, the discrepancy is nearly that of the means."""
+    x, y = cloud(50, 4, 20), cloud(60, 4, 21) + 0.5
+    truth = (x.mean(0) - y.mean(0)).square().sum().item() / 1e5**2
+    assert gaussian_mmd(x, y, sigma=1e5) == pytest.approx(truth, rel=1e-6)
+
+
+def test_square_gaps_and_their_median():
+    x, y = cloud(30, 5, 24), cloud(40, 5, 25)
+    slow = (x[:, None] - y).square().sum(2)
+    torch.testing.assert_close(square_gaps(x, y), slow, rtol=1e-12, atol=1e-12)
+    assert median_gap(x) == pytest.approx(torch.pdist(x).median().item(), rel=1e-12)
+    assert median_gap(x, most=20) == median_gap(x, most=20) != median_gap(x)
+
+
 def test_bad_input_is_told_in_one_sentence():
     x = cloud(5, 2, 0)
     for call, sentence in [
@@ -97,6 +149,9 @@ def test_bad_input_is_told_in_one_sentence():
         (lambda: kernel_distance(x, x, subsets=0), "subsets: 0"),
         (lambda: kernel_distance(x, x, subset_size=1), "subset_size: 1"),
         (lambda: kernel_distance(x, x[:1]), "y: 1 points"),
+        (lambda: gaussian_mmd(x, x, sigma=0.0), "sigma: 0.0 is out of range"),
+        (lambda: median_gap(x[:1]), "y: 1 points"),
+        (lambda: median_gap(x, most=1), "most: 1"),
     ]:
         with pytest.raises(UserError, match=sentence):
             call()

@@ -59,6 +59,13 @@ def test_pixels_and_identity():
     assert len({Pixels().digest, Identity().digest}) == 2
 
 
+@pytest.mark.parametrize("name", ["random-conv", "pixels", "genflow-small"])
+def test_every_feature_says_what_it_is(name):
+    feature = features(name, (1, 8, 8))
+    assert isinstance(feature, Features)
+    assert feature.prefix == f"FD-{name}" and len(feature.digest) == 64 and feature.resize
+
+
 def test_full_names_make_the_same_net():
     feature = features("random-conv-3x16-7", (3, 16, 16))
     assert feature.digest == RandomConv(3, 16, 7).digest
@@ -70,7 +77,16 @@ def test_bad_input_is_told_in_one_sentence():
     net = RandomConv(1, 8)
     for call, sentence in [
         (lambda: features("randomconv", (1, 8, 8)), "did you mean 'random-conv'"),
-        (lambda: features("qqq", (1, 8, 8)), "Allowed: identity, pixels, random-conv"),
+        (lambda: features("qqq", (1, 8, 8)), "Allowed: clip, dinov2, genflow-small, identity, "),
+        (
+            lambda: features("pixels", (1, 8, 8), weights="x.pt"),
+            "'pixels' reads none; leave 'x.pt'",
+        ),
+        (
+            lambda: features("inception", (3,)),
+            r"\(3,\) is not \(C, H, W\); the feature 'inception'",
+        ),
+        (lambda: features("genflow-small", (3,)), "'identity' for vectors"),
         (lambda: features("random-conv", (1, 8, 9)), "take 'pixels'"),
         (lambda: features("random-conv", (2,)), "'identity' for vectors"),
         (lambda: RandomConv(0, 8), "channels: 0"),

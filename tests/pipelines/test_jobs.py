@@ -1,4 +1,4 @@
-"""Generating jobs: numbered images, refusals, shards, resuming; and how far samples are."""
+"""Generating jobs: numbered images, refusals, shards, resuming."""
 
 import json
 
@@ -9,7 +9,7 @@ import torch
 
 from genflow.data.named import images_of
 from genflow.errors import UserError
-from genflow.pipelines.jobs import evaluate, generate, parse_seeds, parse_shard
+from genflow.pipelines.jobs import generate, parse_seeds, parse_shard
 
 
 def pixels(folder):
@@ -117,16 +117,3 @@ def test_texts_of_seeds_and_shards():
             parse_shard(text)
     with pytest.raises(UserError, match="seeds is 'a-b'"):
         parse_seeds("a-b")
-
-
-def test_distances_tell_data_from_noise():
-    from genflow.data import Digits
-
-    data = Digits().reference()
-    noise = torch.randint(0, 256, data.shape, generator=torch.Generator().manual_seed(0))
-    near = evaluate(data[::2], data)
-    far = evaluate(noise.to(torch.uint8), data)
-    assert near["distance_at_floor_n"]["mean"] < 2 * near["floor"]["mean"]
-    assert far["distance"] > 50 * far["floor"]["mean"]
-    with pytest.raises(UserError, match="must be alike"):
-        evaluate(data.repeat(1, 3, 1, 1), data)
