@@ -16,7 +16,8 @@ import re
 import sys
 
 from genflow.commands import bridge, gradients, reference, schedule
-from genflow.commands.domains import encode, translate
+from genflow.commands.doctor import doctor
+from genflow.commands.domains import encode, pack, translate
 from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
 from genflow.commands.flows import distill, pairs, reflow
@@ -39,10 +40,10 @@ class Group:
     """
 
     about: str
-    verbs: Mapping[str, Callable[..., None]]
+    verbs: Mapping[str, Callable[..., int | None]]
 
 
-COMMANDS: dict[str, Callable[..., None] | Group] = {
+COMMANDS: dict[str, Callable[..., int | None] | Group] = {
     "fit": fit,
     "export": export,
     "generate": generate,
@@ -52,6 +53,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "distill": distill,
     "translate": translate,
     "encode": encode,
+    "pack": pack,
     "flow-report": flow_report,
     "likelihood": likelihood,
     "invert": gradients.invert,
@@ -63,6 +65,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
     "reference": Group("Store what feature nets make of data, or show it.", reference.VERBS),
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
+    "doctor": doctor,
 }
 """The commands by name."""
 
@@ -80,7 +83,8 @@ def main(
         commands: The commands on offer; all if None.
 
     Returns:
-        The exit code: 0, 2 for a value that cannot be used, 130 if interrupted.
+        The exit code: that of the command, 0 as a rule; 2 for a value that cannot be used, 130 if
+        interrupted.
     """
 
     # Threads that spin long while they wait for each other starve a machine that is shared.
@@ -98,7 +102,7 @@ def main(
     try:
         if arguments[0] not in commands:
             raise UserError(f"command is '{arguments[0]}'{nearest(arguments[0], commands)}")
-        _run(program, arguments[0], arguments[1:])
+        return _run(program, arguments[0], arguments[1:]) or 0
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
@@ -106,10 +110,8 @@ def main(
         print(f"{program}: interrupted", file=sys.stderr)
         return 130
 
-    return 0
 
-
-def _run(program: str, name: str, arguments: list[str]) -> None:
+def _run(program: str, name: str, arguments: list[str]) -> int | None:
     """Parses the arguments of a command by its signature, and calls it."""
 
     command = COMMANDS[name]
@@ -128,7 +130,9 @@ def _run(program: str, name: str, arguments: list[str]) -> None:
     return _call(f"{program} {name} {arguments[0]}", command.verbs[arguments[0]], arguments[1:])
 
 
-def _call(program: str, command: Callable[..., None], arguments: Sequence[str]) -> None:
+def _call(
+    program: str, command: Callable[..., int | None], arguments: Sequence[str]
+) -> int | None:
     """Parses arguments by a function's signature, and calls it.
 
     A parameter whose name ends in an underscore, because Python keeps the word for itself, is an

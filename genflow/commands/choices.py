@@ -2,6 +2,7 @@
 
 __all__ = ["Value", "device_named", "labels_of", "pipeline_named", "policy_of"]
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from genflow.errors import UserError
@@ -15,14 +16,21 @@ Value = int | float | bool | str
 
 
 def device_named(name: str | None = None) -> str:
-    """The device of a name; without a name a GPU if there is one, else the CPU."""
+    """The device of a name; without a name a GPU if there is one, else the CPU.
+
+    Of the processes that torchrun starts on a machine, each takes a GPU of its own.
+    """
 
     if name is not None:
         return name
 
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    if not torch.cuda.is_available():
+        return "cpu"
+
+    local = os.environ.get("LOCAL_RANK")
+    return "cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}"
 
 
 def pipeline_named(name: str, device: str | None = None, **options: Any) -> "Pipeline":

@@ -1,6 +1,6 @@
-"""From one data set to another: translate, and encode into latents."""
+"""From one data set to another: translate, encode into latents, pack into shards."""
 
-__all__ = ["encode", "translate"]
+__all__ = ["encode", "pack", "translate"]
 
 from pathlib import Path
 import shlex
@@ -145,6 +145,45 @@ def encode(
         )
 
     print(f"{output}: {made.n} latents with shape {made.shape} in {made.shards} shards")
+
+
+def pack(
+    data: str,
+    output: str,
+    size: int | None = None,
+    channels: Literal[1, 3] = 3,
+    shard_size: int = 4096,
+    shard: str = "0/1",
+) -> None:
+    """Decode images once, into shards of bytes that training maps; a killed job goes on.
+
+    Args:
+        data: digits, a torchvision set as in CIFAR10:ROOT, a folder with a sub-folder a class, or
+            a zip. Files are read a few at a time, so there may be more of them than fit in memory.
+        output: The folder of the store, which a config reads as Packed.
+        size: The side to which images are brought; needed if they differ.
+        channels: The channels of images of a folder or zip.
+        shard_size: The number of images in a file.
+        shard: The part i/n of the files to make, counted from 0.
+    """
+
+    from genflow.data.domains import Domain
+    from genflow.data.images import StoredImages
+    from genflow.data.named import named
+    from genflow.data.packed import pack as job
+    from genflow.pipelines.jobs import parse_shard
+
+    images = named(data, size=size, channels=channels, labels=True)
+
+    if isinstance(images, StoredImages):
+        images.in_memory = False
+    elif size is not None:
+        images = Domain(images, size=size)
+
+    with Bar("images") as report:
+        made = job(images, output, shard_size=shard_size, shard=parse_shard(shard), report=report)
+
+    print(f"{output}: {made.n} images with shape {made.shape} in {made.shards} shards")
 
 
 def _numbers(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 __all__ = ["generate"]
 
+import os
 from pathlib import Path
 import shlex
 import sys
@@ -32,7 +33,10 @@ def generate(
     options: dict[str, Value] | None = None,
     batch_size: int = 256,
     device: str | None = None,
-    shard: str = "0/1",
+    shard: str | None = None,
+    compile: bool = False,
+    capture: bool = False,
+    overlap: bool = False,
     overwrite: bool = False,
     resume: bool = False,
 ) -> None:
@@ -59,14 +63,19 @@ def generate(
         options: Options of the sampler and its grid, as in --options.order 3.
         batch_size: How many are drawn at a time; the samples do not depend on it.
         device: cpu, cuda, ...; a GPU if there is one.
-        shard: The part i/n of the work to do, counted from 0.
+        shard: The part i/n of the work to do, counted from 0; under torchrun each process takes
+            its own.
+        compile: Whether the network is compiled first, which pays off for many samples.
+        capture: Whether whole solves are recorded as CUDA graphs, on a GPU.
+        overlap: Whether a batch is decoded while the next one is drawn, on a GPU.
         overwrite: Whether an older job in the folder is thrown away.
         resume: Whether the same job, begun before, is gone on with.
     """
 
     from genflow.pipelines.conditions import load_conditions
     from genflow.pipelines.jobs import generate as job
-    from genflow.pipelines.jobs import parse_seeds, parse_shard
+    from genflow.pipelines.jobs import parse_seeds
+    from genflow.pipelines.shares import share
     from genflow.solvers import SolverSchedule
 
     if seeds is not None and n is not None:
@@ -93,13 +102,18 @@ def generate(
     if schedule is not None:
         call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)
 
+    if compile:
+        pipe.compile()
+
     with Bar("samples") as report:
         meta = job(
             pipe,
             Path(output),
             numbers,
             label=labels,
-            shard=parse_shard(shard),
+            shard=share(shard, os.environ),
+            capture=capture,
+            overlap=overlap,
             batch_size=batch_size,
             overwrite=overwrite,
             resume=resume,

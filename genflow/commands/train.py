@@ -51,7 +51,11 @@ def fit(arguments: Sequence[str]) -> None:
         codec=load_codec(data.vae) if isinstance(data, Latents) else None,
         card=card,
     )
-    average = next(c for c in trainer.callbacks if isinstance(c, EMA))
+    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+
+    if average is None:
+        print(f"pipeline: none yet, make it by genflow export {config.run}/checkpoints/last.ckpt")
+        return
 
     with average.average(module):
         pipe.save(target, overwrite=True)

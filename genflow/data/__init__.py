@@ -2,7 +2,8 @@
 
 A `DataModule` loads `Examples`, holds some out, streams the rest without end (`StreamSampler`),
 and hands the model float batches on its device. The order, the split and the flips are pure
-functions of (seed, step, rank), so a resumed run sees what an unbroken one would have seen.
+functions of the seed and the place in the stream: a resumed run sees what an unbroken one would
+have seen, whatever the number of ranks, as long as the global batch is the same.
 """
 
 __all__ = [
@@ -14,12 +15,15 @@ __all__ = [
     "Examples",
     "Given",
     "ImageFolder",
+    "ImageManifest",
+    "ImageStore",
     "ImageZip",
     "KnownPlan",
     "LatentManifest",
     "LatentStore",
     "Latents",
     "Manifest",
+    "Packed",
     "PairStore",
     "Pairs",
     "StreamSampler",
@@ -32,8 +36,9 @@ __all__ = [
     "draw_toy",
     "images_of",
     "isotropic",
+    "mirrored",
     "named",
-    "random_flip",
+    "pack",
     "seeded",
     "to_float",
     "to_uint8",
@@ -50,9 +55,10 @@ _ROOMS = {
     "images": ("Digits", "ImageFolder", "ImageZip", "Torchvision"),
     "latents": ("LatentManifest", "LatentStore", "Latents"),
     "named": ("images_of", "named"),
+    "packed": ("ImageManifest", "ImageStore", "Packed", "pack"),
     "pairs": ("Manifest", "PairStore", "Pairs"),
     "clouds": ("Clouds", "cloud_named"),
-    "pixels": ("random_flip", "to_float", "to_uint8"),
+    "pixels": ("mirrored", "to_float", "to_uint8"),
     "stream": ("StreamSampler", "seeded"),
     "translation": ("Translation",),
     "toy": ("Toy", "draw_toy"),

@@ -3,12 +3,14 @@
 A subclass says only what its examples are, by `load`. Everything random that follows is a pure
 function of numbers that a checkpoint knows:
 
-    which examples     (seed, step, rank)              `StreamSampler`
-    which are flipped  (seed, step, micro-batch, rank)   `random_flip`
-    which are held out (seed)                          the validation split
+    which examples     (seed, place in the stream)   `StreamSampler`
+    which are flipped  (seed, place in the stream)   `coins`
+    which are held out (seed)                        the validation split
 
-where the step is the trainer's `global_step`. So a resumed run repeats an unbroken one, bit for
-bit, and a data module has no state to save. Three things follow that a trainer must be told,
+where the places follow from the trainer's `global_step`. So a resumed run repeats an unbroken one,
+bit for bit, and a data module has no state to save; and as long as the global batch (examples of a
+batch × batches accumulated × ranks) is the same, a step sees the same examples, flipped alike,
+whoever holds which of them. Three things follow that a trainer must be told,
 since the training stream has no end: give it `max_steps`, count validation in steps
 (`check_val_every_n_epoch=None` with `val_check_interval`), and keep its hands off the sampler
 (`use_distributed_sampler=False`). The number of batches accumulated for a step is read from the
@@ -26,8 +28,8 @@ from torch.utils.data import DataLoader
 
 from genflow.data.checks import at_least, between
 from genflow.data.examples import Batch, Examples
-from genflow.data.pixels import random_flip, to_float
-from genflow.data.stream import StreamSampler, seeded
+from genflow.data.pixels import mirrored, to_float
+from genflow.data.stream import StreamSampler, coins, seeded
 from genflow.errors import UserError
 
 __all__ = ["DataModule"]
@@ -223,15 +225,17 @@ class DataModule(LightningDataModule, ABC):
         if x.dtype != torch.uint8:
             return batch
         if self._flips():
-            x = random_flip(x, seeded("flip", self.seed, *self._moment()))
+            x = mirrored(x, coins("flip", self.seed, self._place(), len(x)))
         return batch | {"x": to_float(x)}
 
     def _flips(self) -> bool:
         """Whether a trainer is training, with flips."""
         return self.flip and self.trainer is not None and self.trainer.training
 
-    def _moment(self) -> tuple[int, int, int]:
-        """The trainer's step, the micro-batch within it, and the rank."""
+    def _place(self) -> int:
+        """The place in the stream of the first example of the batch in hand."""
         trainer = self.trainer
+        accumulated = trainer.accumulate_grad_batches
         ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-        return trainer.global_step, ready % trainer.accumulate_grad_batches, trainer.global_rank
+        batch = trainer.global_step * accumulated + ready % accumulated
+        return (batch * trainer.world_size + trainer.global_rank) * self.batch_size

@@ -1,6 +1,6 @@
-"""Bytes and floats of images, one the inverse of the other, and the random flip."""
+"""Bytes and floats of images, one the inverse of the other, and mirror images."""
 
-__all__ = ["random_flip", "to_float", "to_uint8"]
+__all__ = ["mirrored", "to_float", "to_uint8"]
 
 import torch
 from torch import Tensor
@@ -39,15 +39,14 @@ def to_uint8(x: Tensor) -> Tensor:
     return x.to(torch.float32).add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)
 
 
-def random_flip(x: Tensor, generator: torch.Generator) -> Tensor:
-    """Mirrors each image left to right with probability one half.
+def mirrored(x: Tensor, chosen: Tensor) -> Tensor:
+    """Mirrors some images left to right, on the device where they are.
 
     Args:
         x: images with shape (B, C, H, W).
-        generator: on the CPU, whatever device `x` is on, so that the choice is the same on all.
+        chosen: which of them, in bool with shape (B).
 
     Returns:
         the images with shape (B, C, H, W).
     """
-    chosen = torch.rand(len(x), generator=generator) < 0.5
     return torch.where(chosen.to(x.device)[:, None, None, None], x.flip(-1), x)

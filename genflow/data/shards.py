@@ -233,13 +233,17 @@ class Store(Examples):
     def __len__(self) -> int:
         return len(self.indices)
 
+    def stored(self, indices: Tensor) -> Tensor:
+        r"""The examples at ``indices`` with shape (B) as they are stored, with shape (B, \*)."""
+
+        size, numbers = self.manifest.shard_size, self.indices[indices].tolist()
+        return torch.from_numpy(np.stack([self._maps[k // size][k % size] for k in numbers]))
+
     def batch(self, indices: Tensor) -> Batch:
         """See `Examples.batch`."""
 
-        m, numbers = self.manifest, self.indices[indices]
-        x = np.stack([self._maps[k // m.shard_size][k % m.shard_size] for k in numbers.tolist()])
-        data = torch.from_numpy(x)
-        batch = {"x": to_float(data) if m.dtype == "uint8" else data.float()}
+        x = self.stored(indices)
+        batch = {"x": to_float(x) if x.dtype == torch.uint8 else x.float()}
         return batch if self.label is None else batch | {"label": self.label[indices]}
 
     def subset(self, indices: Tensor) -> Self:

@@ -13,8 +13,10 @@ So a batch may straddle two epochs, n need not divide by anything, and may even 
 is no last short batch and no padding. Since nothing is remembered, resuming *is* starting at
 another s: a run that was killed in the middle of an epoch sees, once restarted, exactly what it
 would have seen. What is not assumed: that the number of ranks stays the same. The stream itself
-does not depend on B or W, so a run that goes on with another B·W takes other batches from the
-same permutations.
+does not depend on B or W. With A batches a rank for each step of the optimiser, step k takes the
+places k·A·W·B to (k + 1)·A·W·B of it, however they are shared out: runs with the same A·W·B, the
+global batch, see the same examples in every step. A run that goes on with another global batch
+takes other places of the same permutations.
 """
 
 from collections.abc import Callable, Iterator
@@ -28,7 +30,7 @@ from torch.utils.data import Sampler
 from genflow.data.checks import at_least
 from genflow.errors import UserError
 
-__all__ = ["StreamSampler", "seed_words", "seeded"]
+__all__ = ["StreamSampler", "coins", "seed_words", "seeded"]
 
 
 def seed_words(purpose: str, *numbers: int) -> np.random.SeedSequence:
@@ -53,6 +55,31 @@ def seeded(purpose: str, *numbers: int) -> torch.Generator:
     """
     state = seed_words(purpose, *numbers).generate_state(1, np.uint64)
     return torch.Generator().manual_seed(int(state[0] >> np.uint64(1)))
+
+
+def coins(purpose: str, seed: int, first: int, count: int) -> Tensor:
+    """Fair coins laid along a stream, one a place, as a pure function of the place.
+
+    A counter-based generator needs no other coins to throw these; so whoever holds a place of the
+    stream, in whatever batch, finds the same side up.
+
+    Args:
+        purpose: what the coins are for.
+        seed: names the row of coins; a whole number of at least 0.
+        first: the first place, at least 0.
+        count: the number n of places.
+
+    Returns:
+        the coins in bool with shape (n).
+
+    References:
+        Parallel random numbers: as easy as 1, 2, 3
+        https://doi.org/10.1145/2063384.2063405
+    """
+    # the generator makes four words at each tick of its counter
+    row = np.random.Philox(seed_words(purpose, seed)).advance(first // 4)
+    words = row.random_raw(first % 4 + count)[first % 4 :]
+    return torch.from_numpy((words & np.uint64(1)).astype(bool))
 
 
 class StreamSampler(Sampler[list[int]]):

@@ -1,10 +1,10 @@
 """Two data sets, one at each end of a flow.
 
 A batch holds "x", examples of the target, and "z", as many of the source, in the place of noise;
-each side is a stream of its own (see `genflow.data.stream`), so both are pure functions of
-(seed, step, rank), and a resumed run repeats an unbroken one. The streams know nothing of each
-other: which source goes with which target is the coupling's business, unless the sets come
-paired. Labels are the target's.
+each side is a stream of its own (see `genflow.data.stream`), so both are pure functions of the
+seed and the place in the stream, and a resumed run repeats an unbroken one. The streams know
+nothing of each other: which source goes with which target is the coupling's business, unless the
+sets come paired. Labels are the target's.
 """
 
 __all__ = ["Translation"]
@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader, Sampler
 from genflow.data.base import DataModule
 from genflow.data.checks import plain, wrong_ends
 from genflow.data.examples import Batch, Examples
-from genflow.data.pixels import random_flip, to_float
-from genflow.data.stream import StreamSampler, seed_words, seeded
+from genflow.data.pixels import mirrored, to_float
+from genflow.data.stream import StreamSampler, coins, seed_words, seeded
 from genflow.errors import UserError
 
 Pair = tuple[int, int]
@@ -185,5 +185,5 @@ class Translation(DataModule):
         if z.dtype != torch.uint8:
             return done
         if self._flips():
-            z = random_flip(z, seeded("flip source", self.seed, *self._moment()))
+            z = mirrored(z, coins("flip source", self.seed, self._place(), len(z)))
         return done | {"z": to_float(z)}

@@ -113,8 +113,10 @@ class Guided(Denoiser):
     def _nulls(self, name: str, value: Tensor) -> Tensor:
         if name not in self.null:
             return value
-        null = torch.as_tensor(self.null[name], dtype=value.dtype, device=value.device)
-        return null.expand_as(value)
+        null = self.null[name]
+        if isinstance(null, (int, float)):  # filled where it is needed: no copy from the host
+            return torch.full_like(value, null)
+        return torch.as_tensor(null, dtype=value.dtype, device=value.device).expand_as(value)
 
     def forward(self, x_t: Tensor, t: Tensor, **cond: Any) -> Tensor:
         """See [`Denoiser.forward`][genflow.models.denoisers.Denoiser.forward]."""

@@ -273,7 +273,7 @@ class StudentT(Noise):
         work = torch.float64 if z.dtype == torch.float64 else torch.float32
         norm = torch.linalg.vector_norm(z.flatten(1), dim=1, dtype=work)
         N = math.prod(z.shape[1:])
-        long = torch.hypot(norm, norm.new_tensor(math.sqrt(self.D)))
+        long = torch.hypot(norm, norm.new_full((), math.sqrt(self.D)))
         return (long / math.sqrt(N + self.D)).to(z.dtype)
 
     def more(self, z: Tensor, *, generator: Generators = None) -> Tensor:

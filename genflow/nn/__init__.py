@@ -2,7 +2,7 @@
 
 from genflow.nn.blocks import altered, blocks_of
 from genflow.nn.checkpointed import Checkpointed
-from genflow.nn.costs import Costs, flops, seconds
+from genflow.nn.costs import Costs, activations, flops, seconds
 from genflow.nn.nets import MLP, DiT, Net, UNet, VectorMLP
 from genflow.nn.quantised import quantised
 from genflow.nn.skips import faded, skip_counts
@@ -15,6 +15,7 @@ __all__ = [
     "Net",
     "UNet",
     "VectorMLP",
+    "activations",
     "altered",
     "blocks_of",
     "faded",

@@ -17,9 +17,12 @@ exactly so in FLOPs, and one run fills the table. Two units:
   the sum over the blocks is an estimate.
 
 Dropping and reusing cost the same, the shortcut; the sum of a reused branch is not counted.
+
+What training needs beside is memory: `activations` counts the numbers that a forward pass keeps
+for the backward one.
 """
 
-__all__ = ["Costs", "flops", "seconds"]
+__all__ = ["Costs", "activations", "flops", "seconds"]
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 import copy
@@ -121,6 +124,37 @@ def flops(net: nn.Module, shape: Sequence[int], **cond: Tensor) -> Costs:
         meta(x, torch.zeros((), device="meta"), **rows)
 
     return Costs(counter.get_total_flops() - shortcuts, {n: saving[n] for n in blocks})
+
+
+def activations(net: nn.Module, shape: Sequence[int], **cond: Tensor) -> int:
+    r"""Counts the numbers that a forward pass keeps for the backward one, for one sample.
+
+    It counts on the meta device, in one dtype, each tensor once, and no weights. Times the bytes
+    of a number, the batch size, this is what training needs beyond weights and optimiser, less
+    the working memory of single operations: 2 bytes under autocast is a lower bound, since
+    normalisation there keeps float32. Checkpointing and compilation keep less.
+
+    Args:
+        net: As in [`flops`][genflow.nn.costs.flops].
+        shape: The shape of a sample, without the batch.
+        cond: The conditions that it needs, each with one row; their values do not matter.
+    """
+
+    meta = _on_meta(net).train().requires_grad_(True)
+    weights = {w.untyped_storage()._cdata for w in [*meta.parameters(), *meta.buffers()]}
+    kept: dict[int, Tensor] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        kept.setdefault(x.untyped_storage()._cdata, x)
+        return x
+
+    rows = {k: v.to("meta") for k, v in cond.items()}
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        meta(torch.empty(1, *shape, device="meta"), torch.zeros((), device="meta"), **rows)
+
+    own = [x for key, x in kept.items() if key not in weights]
+    return sum(x.untyped_storage().nbytes() // x.element_size() for x in own)
 
 
 def seconds(

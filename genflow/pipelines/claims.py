@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import hashlib
 import json
 from pathlib import Path
+import re
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ def prepare(
     output: Path,
     file: Path,
     settings: Mapping[str, Any],
-    n: int = 1,
+    part: tuple[int, int] = (0, 1),
     overwrite: bool = False,
     resume: bool = False,
 ) -> None:
@@ -53,7 +54,7 @@ def prepare(
         output: The folder.
         file: The record of the job in it.
         settings: What must be the same for a job to be gone on with, as JSON values.
-        n: The number of parts that share the folder.
+        part: The part of the job, and the number of parts that share the folder.
         overwrite: Whether a job that is there already is thrown away.
         resume: Whether the same job, begun before, is gone on with.
 
@@ -64,6 +65,7 @@ def prepare(
     if output.exists() and not output.is_dir():
         raise UserError(f"output '{output}' is a file: give a folder.")
 
+    n = part[1]
     taken = sorted(output.iterdir()) if output.exists() else []
     others = [p for p in taken if n > 1 and p.name.startswith("meta-")]
 
@@ -88,5 +90,21 @@ def prepare(
         )
 
     for p in [*taken, *output.glob("images/*.png")]:
-        if p.suffix in (".png", ".json", ".npy", ".safetensors", ".part") and p.is_file():
-            p.unlink()
+        kind = p.suffix in (".png", ".json", ".npy", ".safetensors", ".part")
+        if kind and p.is_file() and _mine(p, *part):
+            p.unlink(missing_ok=True)
+
+
+def _mine(file: Path, i: int, n: int) -> bool:
+    """Whether part i of n, rather than another one, removes a file of an older job.
+
+    Parts may run at the same time, and one must not remove what another has just written: an
+    image is removed by the part that will write it, a part's record and picture by that part, and
+    everything else by part 0.
+    """
+
+    if file.parent.name == "images" and file.stem.isdigit():
+        return int(file.stem) % n == i
+
+    own = re.fullmatch(rf".*-(\d+)-of-{n}\..*", file.name)
+    return int(own[1]) == i if own else i == 0

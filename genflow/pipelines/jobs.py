@@ -2,7 +2,7 @@
 
 A generating job writes numbered images, a grid, and a record of how each image was made. Image i
 has seed i of the job, whatever the batch, the shard, or the machine; a killed job goes on where it
-stood.
+stood. While images are written, the next ones are drawn already.
 """
 
 __all__ = [
@@ -30,6 +30,7 @@ from genflow import viz
 from genflow.errors import UserError
 from genflow.files import write_text, writing
 from genflow.pipelines.claims import described, prepare
+from genflow.pipelines.overlap import Writer, check_stream
 from genflow.pipelines.pipeline import Pipeline
 from genflow.pipelines.samples import Samples
 from genflow.version import __version__
@@ -86,6 +87,8 @@ def generate(
     resume: bool = False,
     record: dict[str, Any] | None = None,
     report: Report | None = None,
+    capture: bool = False,
+    overlap: bool = False,
     **options: Any,
 ) -> dict[str, Any]:
     """Writes samples into a folder.
@@ -104,7 +107,9 @@ def generate(
         overwrite: Whether a job that is there already is thrown away.
         resume: Whether a job with the same settings that is there already is gone on with.
         record: What else the record should say: the command, the name of the pipeline.
-        report: Called with the numbers of images done and to do.
+        report: Called, in the thread that writes, with the numbers of images done and to do.
+        capture: As in `Pipeline.batches`; the images do not depend on it.
+        overlap: Likewise.
         options: The sampler, as in `Pipeline.build`.
 
     Returns:
@@ -116,7 +121,13 @@ def generate(
 
     # What cannot be sampled is refused before anything is written; prompts are not the sampler's.
     pipeline.check_noise()
-    pipeline.build(**{k: v for k, v in options.items() if k not in ("prompt", "conditions")})
+    sampler = pipeline.build(
+        **{k: v for k, v in options.items() if k not in ("prompt", "conditions")}
+    )
+    if capture:
+        sampler.capture()
+    if overlap:
+        check_stream(pipeline.device)
     each = {k: options.pop(k) for k in TEXTS if isinstance(options.get(k), list | tuple)}
     made = [
         {
@@ -131,7 +142,8 @@ def generate(
         part = None if label is None else label[todo]
         texts = {name: [given[k] for k in todo] for name, given in each.items()}
         own = [seeds[k] for k in todo]
-        yield from pipeline.batches(own, part, batch_size=batch_size, **options, **texts)
+        how = {"batch_size": batch_size, "capture": capture, "overlap": overlap}
+        yield from pipeline.batches(own, part, **how, **options, **texts)
 
     return carry_out(
         pipeline,
@@ -174,7 +186,7 @@ def carry_out(
         overwrite: Whether a job that is there already is thrown away.
         resume: Whether a job with the same settings that is there already is gone on with.
         record: What else the record should say.
-        report: Called with the numbers of samples done and to do.
+        report: Called, in the thread that writes, with the numbers of samples done and to do.
         picture: Draws the end: called with the suffix of the files, the numbers, and the vectors
             if samples are vectors.
 
@@ -199,7 +211,7 @@ def carry_out(
         **(record or {}),
     }
     command = settings.pop("command", None)
-    prepare(output, file, settings, n, overwrite, resume)
+    prepare(output, file, settings, shard, overwrite, resume)
 
     done = [k for k in indices if images and (output / _name(k)).exists()]
     todo = sorted(set(indices) - set(done))
@@ -218,11 +230,15 @@ def carry_out(
     kept: list[Tensor] = []
     nfe = None
 
-    for batch in draw(todo):
-        nfe = batch.nfe
-        kept = _store(output, batch, todo, kept, images)
+    def store(batch: Samples) -> None:
+        kept.append(_store(output, batch, todo[sum(map(len, kept)) :], images))
         if report is not None:
             report(len(done) + sum(map(len, kept)), len(indices))
+
+    with Writer(store) as write:
+        for batch in draw(todo):
+            nfe = batch.nfe
+            write(batch)
 
     seconds = time.perf_counter() - clock
     vectors = None if images else (torch.cat(kept) if kept else torch.empty(0, 2))
@@ -261,21 +277,17 @@ def _json(record: dict[str, Any]) -> str:
     return text + "\n}\n"
 
 
-def _store(
-    output: Path, batch: Samples, todo: list[int], kept: list[Tensor], images: bool
-) -> list[Tensor]:
-    """Writes a batch of images, or keeps a batch of vectors."""
-
-    first = sum(map(len, kept))
+def _store(output: Path, batch: Samples, numbers: list[int], images: bool) -> Tensor:
+    """Writes images under the first of some numbers; returns what need be kept of a batch."""
 
     if not images:
-        return [*kept, batch.x]
+        return batch.x
 
-    for k, image in zip(todo[first : first + len(batch.x)], batch.images, strict=True):
+    for k, image in zip(numbers, batch.images, strict=False):
         with writing(output / _name(k)) as part:
             image.save(part, format="png")
 
-    return [*kept, batch.x[:, :0]]
+    return batch.x[:, :0]
 
 
 def tiles(output: Path, indices: Sequence[int]) -> Tensor:

@@ -100,6 +100,23 @@ class Model:
                 piece.to(*args, **kwargs)
         return self
 
+    def compile(self, **options: Any) -> Self:
+        """Compiles the network, in place; returns the pipeline.
+
+        The first batch of each shape then takes longer, by a minute for large networks, and later
+        ones less. Weights, files and seeds are as before; the samples are up to rounding. Steps
+        that alter the network, by dropped or reused blocks, are compiled anew for each alteration.
+
+        Args:
+            options: Those of `torch.nn.Module.compile`, such as ``backend`` and ``mode``.
+
+        Example:
+            >>> pipe = Pipeline.from_pretrained("runs/cifar10/pipeline", device="cuda").compile()
+        """
+
+        self.denoiser.net.compile(**options)
+        return self
+
     @property
     def event(self) -> tuple[int, ...]:
         """The shape of a sample: that of a state, or of the image behind a latent."""

@@ -34,6 +34,7 @@ from genflow.pipelines.bridge import BridgePipeline
 from genflow.pipelines.conditions import Prompt, asked, part
 from genflow.pipelines.folders import locate, read, read_index, write
 from genflow.pipelines.model import Model
+from genflow.pipelines.overlap import behind
 from genflow.pipelines.samples import Samples
 from genflow.solvers import Adaptive, Sampler
 
@@ -112,6 +113,8 @@ class Pipeline(Model):
         negative: Prompt | None = None,
         conditions: Mapping[str, Any] | None = None,
         batch_size: int = 256,
+        capture: bool = False,
+        overlap: bool = False,
         **options: Any,
     ) -> Iterator[Samples]:
         """Draws samples batch by batch, for more of them than memory holds.
@@ -123,26 +126,71 @@ class Pipeline(Model):
             negative: What guidance leads away from: one prompt for all, or one each.
             conditions: Further conditions by name, with 1 or n rows; they win over the prompt's.
             batch_size: How many are drawn at a time, 1 or more.
+            capture: Whether whole solves are recorded as CUDA graphs, as by `Sampler.capture`: on
+                a GPU, worth it where many batches are drawn by a small network.
+            overlap: Whether each batch is decoded and copied to the host while the next one is
+                drawn, on a second stream of a GPU; it takes the memory of both.
             options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
 
         Yields:
             The samples of each batch.
+
+        Raises:
+            UserError: If a value is not allowed.
         """
 
         self.check_noise()
         _check_batch(batch_size)
+        states = self._states(
+            seeds, label, prompt, negative, conditions, batch_size, capture, options
+        )
+
+        def decode(x: Tensor) -> Tensor:
+            return self.decoded(x, "none")
+
+        ends = (
+            behind(states, decode, self.device)
+            if overlap
+            else ((decode(x).cpu(), about) for x, about in states)
+        )
+
+        for y, (own, nfe, name, labels) in ends:
+            yield Samples(y, own, nfe, name, labels)
+
+    def _states(
+        self,
+        seeds: Sequence[int],
+        label: Tensor | None,
+        prompt: Prompt | None,
+        negative: Prompt | None,
+        conditions: Mapping[str, Any] | None,
+        batch_size: int,
+        capture: bool,
+        options: Mapping[str, Any],
+    ) -> Iterator[tuple[Tensor, tuple[list[int], int, str, Tensor | None]]]:
+        """The final states of each batch, where they were made, and what `Samples` say of them."""
 
         n, device = len(seeds), self.device
         shared = negative is None or isinstance(negative, str)
         sampler = self.build(negative=negative, **options) if shared else None
         dtype = self._dtype()
 
+        if capture and sampler is None:
+            raise UserError(
+                "capture is True and there is a negative prompt for each sample, so that each "
+                "batch has a sampler of its own: give one for all, or leave capture out."
+            )
+
+        solve = sampler.capture() if capture else sampler
+
         for i in range(0, n, batch_size):
             batch = slice(i, i + batch_size)
             own, size = list(seeds[batch]), len(seeds[batch])
             labels = None if label is None else label[batch]
             if not shared:
-                sampler = self.build(negative=part("negative", negative, batch, n), **options)
+                solve = sampler = self.build(
+                    negative=part("negative", negative, batch, n), **options
+                )
             cond = self.conditions(
                 size,
                 label=labels,
@@ -153,8 +201,8 @@ class Pipeline(Model):
             shape = (size, *self.shape)
             x = sampler.init(shape, generator=generators, device=device, dtype=dtype)
             fresh = {"generator": generators} if isinstance(sampler, Sampler) else {}
-            y = self.decoded(sampler(x, **fresh, **cond), "none")
-            yield Samples(y.cpu(), own, sampler.nfe, self._name(sampler, options), labels)
+            x = solve(x, **fresh, **cond)
+            yield x, (own, sampler.nfe, self._name(sampler, options), labels)
 
     # ----------------------------------------------------------------- data at both ends
 

@@ -8,7 +8,7 @@ depends on the batch and is known only afterwards. For a fixed budget of calls t
 __all__ = ["Adaptive"]
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -102,6 +102,18 @@ class Adaptive(nn.Module):
         r"""From data to noise; states and result with shape (B, \*)."""
 
         return self._solve(x, self.stop, self.start, cond)
+
+    def capture(self) -> NoReturn:
+        """Refuses: a recorded solve takes the same steps every time.
+
+        Raises:
+            UserError: Always.
+        """
+
+        raise UserError(
+            f"{self.method} chooses its steps as it goes, and a CUDA graph cannot: capture a "
+            "sampler with fixed steps, such as 'unipc', or call this one without capture."
+        )
 
     def _solve(self, x: Tensor, t: float, s: float, cond: dict[str, Any]) -> Tensor:
         if isinstance(self.gradient, Continuous) and torch.is_grad_enabled():

@@ -10,7 +10,7 @@ the loop can be traced whole.
 __all__ = ["Fresh", "Moves", "Observe", "Stage", "rollout"]
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -80,6 +80,7 @@ class Moves:
     def of(cls, tableau: Tableau, x: Tensor) -> "Moves":
         r"""The moves of a table, for states like x, with shape (B, \*)."""
 
+        kick = tableau.kick
         return cls(
             tableau.time.to(device=x.device, dtype=_floats(x)).unbind(0),
             tableau.rows(x),
@@ -87,7 +88,7 @@ class Moves:
             tableau.noise.to(device=x.device, dtype=x.dtype).unbind(0),
             tableau.noisy,
             2 * tableau.window,
-            tableau.kick,
+            kick and replace(kick, sigma=kick.sigma.to(x.device)),
         )
 
     def __len__(self) -> int:

@@ -20,8 +20,9 @@ from genflow.models.paths import broadcast
 from genflow.solvers.adjoint import Gradient, NoGradient, Run, policy
 from genflow.solvers.alterations import UNCHANGED
 from genflow.solvers.altered import Altered
+from genflow.solvers.captures import Captured
 from genflow.solvers.empirical import Statistics
-from genflow.solvers.rollout import Observe, Stage
+from genflow.solvers.rollout import Fresh, Observe, Stage
 from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau, tabulate
 
@@ -177,7 +178,45 @@ class Sampler(nn.Module):
             The samples, with shape (B, \*).
         """
 
-        fresh = None
+        self.check_event(x)
+        fresh = self.fresh(x, generator)
+        run = Run(
+            self.stages, self.denoiser, self, self.tableau, x, cond, generator, fresh, observe
+        )
+        return self.gradient.run(run) if torch.is_grad_enabled() else run.plain()
+
+    def capture(self) -> Captured:
+        """The same sampler with whole solves recorded as CUDA graphs; see `captures`.
+
+        Its first call for each shape of states and conditions records, and takes three solves;
+        later ones replay, and cost the host one launch. It is called as the sampler is, without
+        ``observe``, and gives the same numbers.
+
+        Raises:
+            UserError: If the denoiser is not on a GPU, or the sampler has a gradient policy.
+
+        Example:
+            >>> solve = sampler.to("cuda").capture()
+            >>> x = solve(sampler.init((64, 3, 32, 32), device="cuda"), label=label)
+        """
+
+        device = next((p.device for p in self.parameters()), torch.device("cpu"))
+
+        if device.type != "cuda":
+            raise UserError(
+                f"capture records a CUDA graph, and the denoiser is on {device}: move the sampler "
+                "to a GPU, or call it without capture."
+            )
+
+        return Captured(self)
+
+    def check_event(self, x: Tensor) -> None:
+        r"""Compares states with shape (B, \*) with the shape of the statistics, if there are any.
+
+        Raises:
+            UserError: If they differ.
+        """
+
         event = tuple(self.tableau.weight.shape[3:])
 
         if event and not _fits(event, tuple(x.shape[1:])):
@@ -186,19 +225,23 @@ class Sampler(nn.Module):
                 f"{tuple(x.shape[1:])}: estimate statistics of this denoiser."
             )
 
-        if generator is not None:
-            dtype, device = x.dtype, x.device
+    def fresh(self, x: Tensor, generator: Generators) -> Fresh:
+        r"""What draws the fresh noise of states like x, with shape (B, \*).
 
-            def normal(shape: tuple[int, ...], g: torch.Generator | None) -> Tensor:
-                return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(device)
+        Args:
+            x: The states.
+            generator: One generator, or one for each sample; the global one of the device if None.
+        """
 
-            def fresh(i: int, x: Tensor) -> Tensor:
-                return draw(normal, x.shape, generator)
+        if generator is None:
+            return lambda i, x: torch.randn_like(x)
 
-        run = Run(
-            self.stages, self.denoiser, self, self.tableau, x, cond, generator, fresh, observe
-        )
-        return self.gradient.run(run) if torch.is_grad_enabled() else run.plain()
+        dtype, device = x.dtype, x.device
+
+        def normal(shape: tuple[int, ...], g: torch.Generator | None) -> Tensor:
+            return torch.randn(shape, generator=g, device=g.device, dtype=dtype).to(device)
+
+        return lambda i, x: draw(normal, x.shape, generator)
 
 
 def _fits(event: tuple[int, ...], shape: tuple[int, ...]) -> bool:

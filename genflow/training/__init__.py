@@ -1,6 +1,6 @@
 """How it is learned: modules for Lightning, laws of times, couplings, and callbacks.
 
-Randomness is indexed by (seed, step, micro-batch, rank); weights are averaged beside the module,
+Randomness is indexed by (seed, step, place of the batch); weights are averaged beside the module,
 never in it; files are whole or absent.
 """
 

@@ -9,12 +9,14 @@ over a batch, where the path, the prediction and with them :math:`F^\star` belon
 the law of :math:`t` to ``times`` and the joint law of :math:`(X, Z)` to ``coupling``. Methods
 differ in these arguments; the loop is written once, here.
 
-Everything random in a step is a pure function of (seed, step, micro-batch, rank): the times, the
-noise, the augmentations, the dropped labels and, where the network has dropout, its masks. A run
-that was killed and resumed repeats an unbroken one bit for bit, two ranks never share their noise,
-and nothing that happens between two steps, such as a grid of samples, changes the next one. Two
-things are *not* promised: equal numbers on another device, and an equal run on another number of
-ranks.
+Everything random in a step is a pure function of (seed, step, place), the place being that of the
+batch among all that ranks and accumulation bring to the step: the times, the noise, the
+augmentations, the dropped labels and, where the network has dropout, its masks. A run that was
+killed and resumed repeats an unbroken one bit for bit, no two batches share their noise, and
+nothing that happens between two steps, such as a grid of samples, changes the next one. With the
+same global batch a run on another number of ranks draws the same numbers
+(`genflow.training.lots`), and ends with the same weights up to the order of its sums. Not promised
+are equal numbers on another device.
 
 The learning rate is constant, after an optional linear warm-up, or falls as a cosine to zero at
 the trainer's ``max_steps``. Clipping, precision and accumulation are the trainer's.
@@ -22,8 +24,8 @@ the trainer's ``max_steps``. Clipping, precision and accumulation are the traine
 
 __all__ = ["PREFIX", "GenerativeModule"]
 
+from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 import json
 import math
 from typing import Any, Literal
@@ -32,13 +34,9 @@ from lightning.pytorch import LightningModule
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.nn.modules.dropout import _DropoutNd
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
 
 from genflow.data.checks import wrong_ends
 from genflow.data.stream import seed_words
-from genflow.errors import UserError
 from genflow.models import Preconditioned, path_to_dict
 from genflow.training.augment import Augmentation
 from genflow.training.checks import (
@@ -46,6 +44,7 @@ from genflow.training.checks import (
     check_options,
     check_unpaired,
     diverged,
+    drops,
     wrong_classes,
     wrong_record,
     wrong_shape,
@@ -53,13 +52,12 @@ from genflow.training.checks import (
 )
 from genflow.training.couplings import Coupling
 from genflow.training.losses import Loss, SquaredError
-from genflow.training.rates import rate
+from genflow.training.lots import Drawn, cut, joined
+from genflow.training.optimisers import optimiser
 from genflow.training.times import TimeLaw
 
 PREFIX = "denoiser.net."
 """How the names of the network's weights begin in a checkpoint."""
-
-FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
 class GenerativeModule(LightningModule):
@@ -81,9 +79,12 @@ class GenerativeModule(LightningModule):
         label_dropout: The fraction of labels replaced by the null class, in [0, 1); without
             effect if the network has no classes.
         seed: Names the random numbers of the run, 0 or more.
-        compile: Whether the network is compiled, in place, when fitting begins.
+        compile: Whether the network is compiled, in place, when fitting begins; or the name of a
+            backend of `torch.compile`.
         channels_last: Whether images and weights use that memory layout.
         augment: How training images are moved, and the network told so; None for not at all.
+        lot: The number of examples whose random numbers are drawn together, a divisor of the
+            batch size (see `genflow.training.lots`); the batch size if None.
 
     Attributes:
         denoiser: The network on its path.
@@ -110,9 +111,10 @@ class GenerativeModule(LightningModule):
         decay: Literal["none", "cosine"] = "none",
         label_dropout: float = 0.1,
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | str = False,
         channels_last: bool = False,
         augment: Augmentation | None = None,
+        lot: int | None = None,
     ) -> None:
         super().__init__()
 
@@ -126,6 +128,7 @@ class GenerativeModule(LightningModule):
             "seed": seed,
             "compile": compile,
             "channels_last": channels_last,
+            "lot": lot,
         }
         check_options(options)
         check_augment(augment, denoiser.net)
@@ -172,9 +175,9 @@ class GenerativeModule(LightningModule):
         return self._generator.manual_seed(state)
 
     def draw(
-        self, batch: dict[str, Tensor], source: torch.Generator, *, dropout: bool = True
-    ) -> tuple[Tensor, Tensor, Tensor, dict[str, Tensor]]:
-        r"""Draws what a step needs beside the data.
+        self, batch: Mapping[str, Tensor], source: torch.Generator, *, dropout: bool = True
+    ) -> Drawn:
+        r"""Draws what a step needs beside the data, for one lot.
 
         Args:
             batch: "x" with shape (B, \*), perhaps "label" with shape (B), and perhaps the other
@@ -235,22 +238,28 @@ class GenerativeModule(LightningModule):
 
     # Steps ---------------------------------------------------------------------------------
 
-    def loss(
-        self, batch: dict[str, Tensor], *, step: int, micro: int = 0, rank: int = 0
-    ) -> Tensor:
+    def drawn(self, batch: Mapping[str, Tensor], *, step: int, place: int = 0) -> Drawn:
+        """What `draw` gives for every lot of a batch; the arguments are those of `loss`."""
+
+        lots = cut(batch, self._options["lot"])
+        first = place * len(lots)
+        # the 0 keeps the numbers of runs of one process what they were before there were lots
+        sources = (self._source("train", step, first + k, 0) for k in range(len(lots)))
+        return joined([self.draw(*pair) for pair in zip(lots, sources, strict=True)])
+
+    def loss(self, batch: dict[str, Tensor], *, step: int, place: int = 0) -> Tensor:
         r"""The training loss of a batch, a pure function of its arguments and the weights.
 
         Args:
             batch: "x" with shape (B, \*) and perhaps "label" with shape (B).
             step: The number of optimiser steps before this one.
-            micro: The place of the batch among those accumulated for the step.
-            rank: The process.
+            place: The place of the batch among all those of the step, on all ranks.
 
         Returns:
             The mean loss, with shape ().
         """
 
-        x, z, t, cond = self.draw(batch, self._source("train", step, micro, rank))
+        x, z, t, cond = self.drawn(batch, step=step, place=place)
         return self.measure(self.denoiser.regress(x, z, t, **cond)).mean()
 
     def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> Tensor:
@@ -262,7 +271,8 @@ class GenerativeModule(LightningModule):
 
         trainer, step = self.trainer, self.global_step
         micro = batch_idx % trainer.accumulate_grad_batches
-        loss = self.loss(batch, step=step, micro=micro, rank=self.global_rank)
+        place = micro * trainer.world_size + self.global_rank
+        loss = self.loss(batch, step=step, place=place)
 
         every = trainer.log_every_n_steps
 
@@ -290,30 +300,7 @@ class GenerativeModule(LightningModule):
             UserError: If a cosine is asked for and the trainer has no ``max_steps``.
         """
 
-        o, trainer = self._options, self.trainer
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
-        optimizer = AdamW(
-            [p for p in self.parameters() if p.requires_grad],
-            lr=o["lr"],
-            betas=tuple(o["betas"]),
-            weight_decay=o["weight_decay"],
-            fused=self.device.type in FUSED and not scaled,
-        )
-
-        if not o["warmup"] and o["decay"] == "none":
-            return optimizer
-
-        if o["decay"] == "cosine" and trainer.max_steps < 1:
-            raise UserError(
-                f"decay is 'cosine' and trainer.max_steps is {trainer.max_steps}: set max_steps, "
-                "where the cosine ends."
-            )
-
-        factor = partial(rate, warmup=o["warmup"], decay=o["decay"], last=trainer.max_steps)
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": LambdaLR(optimizer, factor), "interval": "step"},
-        }
+        return optimiser(self, self._options)
 
     # Before and after ----------------------------------------------------------------------
 
@@ -333,9 +320,10 @@ class GenerativeModule(LightningModule):
             raise wrong_classes(data.classes, classes)
 
         if stage == "fit":
-            self._masks = any(map(_drops, self.net.modules()))
-            if self._options["compile"] and not self._compiled:
-                self.net.compile()
+            self._masks = any(map(drops, self.net.modules()))
+            backend = self._options["compile"]
+            if backend and not self._compiled:
+                self.net.compile(**({} if backend is True else {"backend": backend}))
                 self._compiled = True
 
     def _record(self) -> dict[str, Any]:
@@ -387,13 +375,3 @@ class GenerativeModule(LightningModule):
 
         if error is not None:
             raise error
-
-
-def _drops(module: nn.Module) -> bool:
-    """Whether a module draws random masks in training: a dropout layer, or a rate it is given."""
-
-    if isinstance(module, _DropoutNd):
-        return module.p > 0
-
-    rates = (vars(module).get(name, 0) for name in ("dropout", "dropout_p", "drop_prob"))
-    return any(isinstance(r, float) and r > 0 for r in rates)

@@ -6,6 +6,7 @@ __all__ = [
     "check_options",
     "check_unpaired",
     "diverged",
+    "drops",
     "wrong_classes",
     "wrong_record",
     "wrong_shape",
@@ -18,7 +19,9 @@ import os
 from typing import Any
 
 from lightning.pytorch import Trainer
+import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from genflow.errors import UserError, nearest
 from genflow.training.augment import FEATURES, Augmentation
@@ -54,6 +57,15 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in ("warmup", "seed"):
         if options[name] < 0:
             raise UserError(f"{name} is {options[name]}: it must be a whole number of 0 or more.")
+
+    lot, backend = options["lot"], options["compile"]
+
+    if lot is not None and lot < 1:
+        raise UserError(f"lot is {lot}: it must be a divisor of the batch size, or left out.")
+    if isinstance(backend, str):
+        known = torch.compiler.list_backends(exclude_tags=())
+        if backend not in known:
+            raise UserError(f"compile is '{backend}'{nearest(backend, known)}")
 
 
 def check_augment(augment: Augmentation | None, net: nn.Module) -> None:
@@ -200,3 +212,13 @@ def diverged(trainer: Trainer, what: str) -> Diverged:
         f"{what}: lower model.lr, set trainer.gradient_clip_val to 1.0 or trainer.precision to "
         f"32-true, and look at the data; {rest}."
     )
+
+
+def drops(module: nn.Module) -> bool:
+    """Whether a module draws random masks in training: a dropout layer, or a rate it is given."""
+
+    if isinstance(module, _DropoutNd):
+        return module.p > 0
+
+    rates = (vars(module).get(name, 0) for name in ("dropout", "dropout_p", "drop_prob"))
+    return any(isinstance(r, float) and r > 0 for r in rates)

@@ -12,7 +12,7 @@ averaged.
 The module always holds the raw weights, except inside a validation, a test, a prediction, or
 ``with ema.average(module)``. A checkpoint holds the raw weights where Lightning puts them and the
 average beside them, whenever it is written, so that no resume can confuse the two. What is *not*
-supported: sharded parameters (FSDP).
+supported: sharded parameters (FSDP), which are refused.
 """
 
 __all__ = ["EMA"]
@@ -29,6 +29,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from genflow.errors import UserError
 from genflow.training.base import PREFIX
 from genflow.training.checks import wrong_weights
+from genflow.training.launch import sharded
 
 
 class EMA(Callback):
@@ -133,7 +134,17 @@ class EMA(Callback):
     # Hooks ---------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Starts from the weights as they are, or from the checkpoint's average."""
+        """Starts from the weights as they are, or from the checkpoint's average.
+
+        Raises:
+            UserError: If each process holds a part of the weights only.
+        """
+
+        if sharded(trainer.strategy):
+            raise UserError(
+                f"strategy is {type(trainer.strategy).__name__}, which shards the weights, and "
+                "EMA averages whole ones: remove the callback, or train with ddp."
+            )
 
         self._attach(pl_module)
         self._averages = [

@@ -168,19 +168,16 @@ class LightSB(LightningModule):
 
     # Steps ---------------------------------------------------------------------------------
 
-    def loss(
-        self, batch: dict[str, Tensor], *, step: int, micro: int = 0, rank: int = 0
-    ) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], *, step: int, place: int = 0) -> Tensor:
         """The loss of a batch, a pure function of its arguments and the parameters.
 
         Args:
             batch: "source" and "x", the target, each with shape (B, d).
             step: The number of optimiser steps before this one.
-            micro: The place of the batch among those accumulated for the step.
-            rank: The process.
+            place: The place of the batch among all those of the step, on all ranks.
         """
 
-        words = seed_words("train", self.hparams.seed, step, micro, rank)
+        words = seed_words("train", self.hparams.seed, step, place, 0)
         generator = Generator().manual_seed(int(words.generate_state(1, np.uint64)[0] >> 1))
         x, y = self._seen("source", batch["source"]), self._seen("target", batch["x"])
         return loss_of(self.bridge, x, y, self.hparams.loss, self.coupling, generator)
@@ -190,7 +187,8 @@ class LightSB(LightningModule):
 
         trainer, step = self.trainer, self.global_step
         micro = batch_idx % trainer.accumulate_grad_batches
-        loss = self.loss(batch, step=step, micro=micro, rank=self.global_rank)
+        place = micro * trainer.world_size + self.global_rank
+        loss = self.loss(batch, step=step, place=place)
         every = trainer.log_every_n_steps
 
         if every and (step == 0 or (step + 1) % every == 0):

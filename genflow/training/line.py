@@ -11,6 +11,7 @@ __all__ = ["TrainingLine", "train"]
 from collections.abc import Sequence
 from importlib import import_module
 import logging
+import os
 from pathlib import Path
 import re
 from typing import Any
@@ -21,6 +22,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_warn
 import torch
 
 from genflow.data.base import DataModule
@@ -29,9 +31,10 @@ from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
 from genflow.training.evaluating import Evaluate
+from genflow.training.launch import launched, sharded
 
 # A config may name these classes without their modules, once they are imported.
-SETS = ("images", "toy", "given", "domains", "translation", "pairs", "latents", "clouds")
+SETS = ("images", "toy", "given", "domains", "translation", "pairs", "latents", "packed", "clouds")
 NAMED = (*(f"genflow.data.{name}" for name in SETS), "genflow.nn", "genflow.training")
 
 TRAINER = {
@@ -82,12 +85,16 @@ class TrainingLine(LightningCLI):
         parser.set_defaults({"evaluate.every": 0})  # only where a config asks for it
 
     def before_instantiate_classes(self) -> None:
-        """Points loggers and checkpoints at the run folder."""
+        """Points loggers and checkpoints at the run folder, and counts who was launched."""
 
         config = self.config
         run = Path(config.run)
         config.checkpoint.dirpath = str(run / "checkpoints")
         config.trainer.default_root_dir = str(run)
+
+        found = launched(os.environ)
+        if found is not None and (config.trainer.devices, config.trainer.num_nodes) == (1, 1):
+            config.trainer.devices, config.trainer.num_nodes = found
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Adds loggers that write into the run folder, unless the config names its own."""
@@ -120,8 +127,15 @@ class Progress(RichProgressBar):
         return {k: v for k, v in metrics.items() if k != "v_num"}
 
 
-def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
+def _claim(run: Path, resume: bool, overwrite: bool, first: bool = True) -> Path | None:
     """The checkpoint to go on from; refuses a run folder that is taken.
+
+    Args:
+        run: The folder.
+        resume: Whether a run that is there is gone on with.
+        overwrite: Whether it is thrown away.
+        first: Whether this is the first process of the run; the others come when the folder may
+            be taken already, by this very run, and leave files as they are.
 
     Raises:
         UserError: If there is a run already and neither flag was given.
@@ -129,6 +143,9 @@ def _claim(run: Path, resume: bool, overwrite: bool) -> Path | None:
 
     last = run / "checkpoints" / "last.ckpt"
     log = run / "metrics.csv"
+
+    if not first:
+        return last if resume and last.exists() else None
 
     if not last.exists() and not log.exists():
         return None
@@ -192,11 +209,17 @@ def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Traine
         raise _meant(error) from None
 
     config = line.config
+
     shape = getattr(line.model.net, "shape", ())
     if len(shape) != 3 or shape[0] not in (1, 3):  # neither vectors nor latents have a grid
         callbacks = line.trainer.callbacks
         line.trainer.callbacks = [c for c in callbacks if not isinstance(c, SampleGrid)]
-    checkpoint = _claim(Path(config.run), config.resume, config.overwrite)
+    if sharded(line.trainer.strategy):
+        rank_zero_warn("the weights are sharded: no average of them is kept, and no grids drawn.")
+        kept = [c for c in line.trainer.callbacks if not isinstance(c, (EMA, SampleGrid))]
+        line.trainer.callbacks = kept
+    first = line.trainer.is_global_zero
+    checkpoint = _claim(Path(config.run), config.resume, config.overwrite, first)
     if config.init is not None and checkpoint is None:
         begin_with(line.model.net, config.init)
     line.trainer.fit(line.model, line.datamodule, ckpt_path=checkpoint)

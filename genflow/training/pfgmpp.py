@@ -91,6 +91,12 @@ class PFGMPP(GenerativeModule):
                 "not, leave one of the two out."
             )
 
+        if stable_target is not None and options.get("lot") is not None:
+            raise UserError(
+                f"stable_target is {stable_target} and lot is {options['lot']}: the references "
+                "are a whole batch and no lot, leave one of the two out."
+            )
+
         path = Karras(sigma_min, sigma_max, noise=StudentT(D))
         prediction = PREDICTION[preconditioning]
         super().__init__(
@@ -102,13 +108,11 @@ class PFGMPP(GenerativeModule):
         self.uncertainty = Uncertainty() if uncertainty else None
         self.target = None if stable_target is None else StableTarget(stable_target)
 
-    def loss(
-        self, batch: dict[str, Tensor], *, step: int, micro: int = 0, rank: int = 0
-    ) -> Tensor:
+    def loss(self, batch: dict[str, Tensor], *, step: int, place: int = 0) -> Tensor:
         """See [`GenerativeModule.loss`][genflow.training.base.GenerativeModule.loss]."""
 
         part = batch if self.target is None else self.target.first(batch)
-        x, z, t, cond = self.draw(part, self._source("train", step, micro, rank))
+        x, z, t, cond = self.drawn(part, step=step, place=place)
 
         if self.target is not None:
             allowed = self._allowed(cond.get("label"), batch)

@@ -40,10 +40,13 @@ class RectifiedFlow(GenerativeModule):
         label_dropout: The fraction of labels replaced by the null class, in [0, 1); without
             effect if the network has no classes.
         seed: Names the random numbers of the run, 0 or more.
-        compile: Whether the network is compiled, in place, when fitting begins.
+        compile: Whether the network is compiled, in place, when fitting begins; or the name of a
+            backend of `torch.compile`.
         channels_last: Whether images and weights use that memory layout.
         augment: How training images are moved, and the network told so; None for not at all.
         noise: The law of the noise, Gaussian if None; ``StudentT(D)`` gives heavier tails.
+        lot: The number of examples whose random numbers are drawn together; see
+            `genflow.training.lots`.
 
     Raises:
         UserError: If a value is out of its range.
@@ -70,10 +73,11 @@ class RectifiedFlow(GenerativeModule):
         decay: Literal["none", "cosine"] = "none",
         label_dropout: float = 0.1,
         seed: int = 0,
-        compile: bool = False,
+        compile: bool | str = False,
         channels_last: bool = False,
         augment: Augmentation | None = None,
         noise: Noise | None = None,
+        lot: int | None = None,
     ) -> None:
         super().__init__(
             Preconditioned(net, Rectified(noise or Gaussian()), "flow", clock="thousand"),
@@ -90,4 +94,5 @@ class RectifiedFlow(GenerativeModule):
             compile=compile,
             channels_last=channels_last,
             augment=augment,
+            lot=lot,
         )

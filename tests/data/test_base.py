@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from genflow.data import DataModule, Tensors, random_flip, seeded, to_float, to_uint8
+from genflow.data import DataModule, Tensors, mirrored, to_float, to_uint8
+from genflow.data.stream import coins
 from genflow.errors import UserError
 
 
@@ -147,10 +148,10 @@ def test_flips_are_for_training_only():
 
 def test_about_half_are_flipped_and_whole_images_at_that():
     x = torch.arange(4000 * 6, dtype=torch.float32).reshape(4000, 1, 2, 3)
-    y = random_flip(x, seeded("test", 0))
-    mirrored = (y == x.flip(-1)).flatten(1).all(1)
-    assert torch.equal(mirrored, ~(y == x).flatten(1).all(1))
-    assert abs(mirrored.float().mean().item() - 0.5) < 0.03
+    y = mirrored(x, coins("test", 0, 0, len(x)))
+    turned = (y == x.flip(-1)).flatten(1).all(1)
+    assert torch.equal(turned, ~(y == x).flatten(1).all(1))
+    assert abs(turned.float().mean().item() - 0.5) < 0.03
 
 
 def test_reference_draws_without_repetition():

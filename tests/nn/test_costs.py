@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from genflow.errors import UserError
-from genflow.nn import MLP, Costs, altered, blocks_of, flops, seconds
+from genflow.nn import MLP, Costs, DiT, activations, altered, blocks_of, flops, seconds
 
 EVERY = pytest.mark.parametrize("case", tiny.NETS, indirect=True)
 
@@ -121,3 +121,35 @@ def test_seconds_and_reuse_on_a_gpu():
             with altered(case.model, dict.fromkeys(names, mode), memory):
                 out = case.net(x, time)
             torch.testing.assert_close(out.cpu(), before, rtol=1e-3, atol=1e-3)
+
+
+# ------------------------------------------------------------------------------ activations
+
+
+class Two(torch.nn.Module):
+    """Two layers: kept are what enters each, and what enters the activation between them."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = torch.nn.Linear(5, 7), torch.nn.Linear(7, 3)
+
+    def forward(self, x, time):
+        h = self.one(x)
+        return self.two(torch.nn.functional.silu(h))
+
+
+def test_activations_are_what_the_backward_pass_reads():
+    assert activations(Two(), (5,)) == 5 + 7 + 7
+    net = Two()
+    kept = {id(p): p.requires_grad for p in net.parameters()}
+    activations(net, (5,))
+    assert {id(p): p.requires_grad for p in net.parameters()} == kept
+
+
+def test_activations_grow_with_depth_and_not_with_the_table_of_classes():
+    def count(depth, classes):
+        net = DiT(8, 4, 2, heads=2, head_width=8, depth=depth, classes=classes)
+        return activations(net, (4, 8, 8), label=torch.zeros(1, dtype=torch.long))
+
+    assert count(3, 10) - count(2, 10) == count(2, 10) - count(1, 10) > 0
+    assert count(2, 500) == count(2, 10)

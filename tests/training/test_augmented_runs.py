@@ -61,10 +61,10 @@ def test_a_validation_sees_the_images_as_they_are():
     assert torch.equal(x, b["x"]) and "augment" not in cond
 
 
-@pytest.mark.parametrize("other", [{"step": 1}, {"micro": 1}, {"rank": 1}])
+@pytest.mark.parametrize("other", [{"step": 1}, {"place": 1}])
 def test_transforms_are_a_function_of_step_part_and_rank(other):
     module, b = tiny(), batch()
-    here = {"step": 0, "micro": 0, "rank": 0}
+    here = {"step": 0, "place": 0}
 
     def transforms(**numbers):
         torch.rand(3)  # the global generator has no say

@@ -54,10 +54,10 @@ def test_a_network_without_classes_needs_no_label():
     assert tiny(classes=None).loss({"x": batch()["x"]}, step=0).isfinite()
 
 
-@pytest.mark.parametrize("other", [{"step": 1}, {"micro": 1}, {"rank": 1}])
+@pytest.mark.parametrize("other", [{"step": 1}, {"place": 1}])
 def test_a_step_its_parts_and_its_ranks_have_their_own_noise(other):
     module, b = tiny(), batch()
-    here = {"step": 0, "micro": 0, "rank": 0}
+    here = {"step": 0, "place": 0}
 
     def draws(**numbers):
         return module.draw(b, module._source("train", *numbers.values()))
@@ -98,7 +98,7 @@ def test_accumulated_batches_have_their_own_noise(tmp_path):
 
     module = Spy(tiny().net)
     fit(tmp_path, 2, module=module, accumulate_grad_batches=2)
-    assert seen == [(0, 0, 0), (0, 1, 0), (1, 0, 0), (1, 1, 0)]
+    assert seen == [(0, 0), (0, 1), (1, 0), (1, 1)]
 
 
 # ------------------------------------------------------------------------- the validation

@@ -1,0 +1,112 @@
+"""docs/scale.md: its snippets run as they stand, its configs are understood, its table is true."""
+
+from pathlib import Path
+import re
+
+import pytest
+import torch
+import yaml
+
+from genflow.cli import COMMANDS
+from genflow.nn import DiT, activations, flops
+
+ROOT = Path(__file__).parents[1]
+TEXT = (ROOT / "docs" / "scale.md").read_text(encoding="utf-8")
+CONFIG = ROOT / "configs" / "rectified" / "imagenet_latents_dit.yaml"
+SIZES = {
+    "DiT-S/2": {"heads": 6, "head_width": 64, "depth": 12},
+    "DiT-B/2": {"heads": 12, "head_width": 64, "depth": 12},
+    "DiT-L/2": {"heads": 16, "head_width": 64, "depth": 24},
+    "DiT-XL/2": {"heads": 16, "head_width": 72, "depth": 28},
+}
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names: dict = {"torch": torch}
+    found = blocks("python")
+    for block in found:
+        exec(compile(block, "scale.md", "exec"), names)
+    said = capsys.readouterr().out
+    assert len(found) == 5 and names["gap"] < 1e-4
+    assert "ImageFolder" not in said and "Digits (1, 8, 8) 1797 torch.uint8" in said
+    assert float((names["same"][0] - names["same"][1]).abs().max()) < 1e-5
+    assert names["x"].shape == (16, 1, 8, 8)
+
+
+def table():
+    rows = re.findall(r"^\| (DiT-\S+) \| (.*) \|$", TEXT, flags=re.MULTILINE)
+    return {name: list(map(float, cells.split(" | "))) for name, cells in rows}
+
+
+def counted(options):
+    """The row of a network, from the network."""
+
+    with torch.device("meta"):
+        net = DiT(size=32, channels=4, patch=2, classes=1000, **options)
+    label = torch.zeros(1, dtype=torch.long)
+    parameters = sum(p.numel() for p in net.parameters())
+    call = flops(net, (4, 32, 32), label=label).full
+    kept = activations(net, (4, 32, 32), label=label)
+    step = 3 * 256 * call
+    return [
+        round(parameters / 1e6, 1),
+        round(call / 1e9, 1),
+        round(step / 1e12, 1),
+        round(26 * parameters / 1e9, 1),
+        round(2 * kept / 1e9, 3),
+        round((26 * parameters + 64 * kept) / 1e9, 1),
+        round(400_000 * step / (0.4 * 989.4e12) / 3600, 1),
+    ]
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow if n != "DiT-S/2" else ()) for n in SIZES]
+)
+def test_the_table_is_what_the_network_costs(name):
+    assert table()[name] == counted(SIZES[name])
+
+
+def test_the_config_is_the_largest_of_the_table():
+    config = yaml.safe_load(CONFIG.read_text())
+    net = config["model"]["init_args"]["net"]["init_args"]
+    common = {"size": 32, "channels": 4, "patch": 2, "classes": 1000}
+    assert net == common | SIZES["DiT-XL/2"]
+    assert config["trainer"]["max_steps"] == 400_000
+    assert config["data"]["init_args"]["batch_size"] * 8 == 256
+    call, total, hours = (table()["DiT-XL/2"][i] for i in (1, 5, 6))
+    head = CONFIG.read_text().split("run:")[0].replace("\n# ", " ")
+    assert f"{hours:.0f} hours of one H100" in head and f"{total:.0f} GB a GPU" in head
+    assert f"are {40 * call / 1000:.1f}\nTFLOPs" in TEXT
+
+
+def test_the_fragment_of_fsdp_is_what_lightning_takes():
+    from jsonargparse import ArgumentParser
+    from lightning.pytorch.strategies import FSDPStrategy, Strategy
+    from torch.distributed.fsdp import ShardingStrategy
+
+    from genflow.training.launch import sharded
+
+    fragment = next(b for b in blocks("yaml") if "FSDP" in b)
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(Strategy, "strategy")
+    read = parser.parse_object({"strategy": yaml.safe_load(fragment)["trainer"]["strategy"]})
+    strategy = parser.instantiate_classes(read).strategy
+    assert type(strategy) is FSDPStrategy and sharded(strategy)
+    assert strategy.sharding_strategy is ShardingStrategy.FULL_SHARD
+    wrapped = {c.__name__ for c in strategy.kwargs["auto_wrap_policy"]._module_classes}
+    with torch.device("meta"):
+        net = DiT(8, 4, 2, heads=2, head_width=8, depth=2, classes=3)
+    assert wrapped <= {type(m).__name__ for m in net.modules()} and len(wrapped) == 1
+
+
+def test_the_commands_exist():
+    verbs = re.findall(r"(?:genflow|train\.py|sample\.py) (?!import)(\w+)", TEXT)
+    assert set(verbs) <= set(COMMANDS) and {"fit", "pack", "generate", "doctor"} <= set(verbs)
+    files = re.findall(r"(?:configs|benchmarks)/[\w/]+\.(?:yaml|py)", TEXT)
+    assert files and all((ROOT / f).exists() for f in files)
