@@ -73,10 +73,10 @@ class Pipeline(Model):
             prompt: A prompt for all samples, or a list of them, one each.
             seeds: One seed a sample.
             seed: The first of n consecutive seeds; drawn at random if neither is given.
-            label: Classes, as in [`labels`][genflow.pipelines.pipeline.Pipeline.labels].
+            label: Classes, as in [`labels`][genflow.pipelines.model.Model.labels].
             batch_size: How many are drawn at a time; the samples do not depend on it.
             options: See [`batches`][genflow.pipelines.pipeline.Pipeline.batches] and
-                [`build`][genflow.pipelines.pipeline.Pipeline.build].
+                [`build`][genflow.pipelines.model.Model.build].
 
         Returns:
             The samples.
@@ -123,7 +123,7 @@ class Pipeline(Model):
             negative: What guidance leads away from: one prompt for all, or one each.
             conditions: Further conditions by name, with 1 or n rows; they win over the prompt's.
             batch_size: How many are drawn at a time, 1 or more.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+            options: See [`build`][genflow.pipelines.model.Model.build].
 
         Yields:
             The samples of each batch.
@@ -174,9 +174,9 @@ class Pipeline(Model):
             reverse: Whether to go the other way round: from the target to the source, or from data
                 to the noise that they come from. With a codec, noise has no images: the result is
                 then what the codec makes of it.
-            label: Classes, as in [`labels`][genflow.pipelines.pipeline.Pipeline.labels].
+            label: Classes, as in [`labels`][genflow.pipelines.model.Model.labels].
             batch_size: How many are carried at a time, 1 or more.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build]; the sampler may be
+            options: See [`build`][genflow.pipelines.model.Model.build]; the sampler may be
                 any that starts at t = 1.
 
         Returns:
@@ -220,7 +220,7 @@ class Pipeline(Model):
             label: The class of each, with shape (n), or None.
             reverse: Whether to go the other way round.
             batch_size: How many are carried at a time, 1 or more.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+            options: See [`build`][genflow.pipelines.model.Model.build].
 
         Yields:
             The samples of each batch.
