@@ -130,7 +130,7 @@ class Run:
         )
 
     def _staged(self, score: Any) -> Archive:
-        """AutoDiffusion: times, then groups of blocks, then blocks."""
+        """AutoDiffusion: times; then whole steps, groups of blocks, and blocks left out."""
 
         from genflow.nn import flops
 

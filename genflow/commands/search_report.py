@@ -170,12 +170,16 @@ def _rows(run: Run, found: Outcome) -> list[tuple[str, str]]:
     return rows
 
 
-def _loading(nfe: int, schedule: SolverSchedule) -> str:
+def _loading(schedule: SolverSchedule) -> str:
+    """Python that uses a schedule: in diffusers, or in genflow if it alters the network."""
+
+    saved = schedule.steps[0].source != "model"
     lines = [
         "import genflow",
         'found = genflow.SolverSchedule.load("schedule.json")',
-        f"pipe.scheduler = genflow.SearchedScheduler.from_schedules({{{nfe}: found}}, "
-        "like=pipe.scheduler)",
+        *["# Stock pipelines make the first call too, which this schedule does without:"] * saved,
+        f"pipe.scheduler = genflow.SearchedScheduler.from_schedules({{{schedule.nfe + saved}: "
+        "found}, like=pipe.scheduler)",
     ]
     if any(step.change for step in schedule.steps):
         lines = [
@@ -198,7 +202,7 @@ def _markdown(
     listed = table(found.schedule, run.problem.denoiser.path)
     return (
         f"# {_title(run, record)}\n\n| | |\n|---|---|\n{rows}\n\n```\n{listed}\n```\n\n"
-        f"In diffusers:\n\n```python\n{_loading(run.nfe, found.schedule)}\n```\n\n{images}\n"
+        f"In diffusers:\n\n```python\n{_loading(found.schedule)}\n```\n\n{images}\n"
     )
 
 
@@ -225,7 +229,7 @@ def _page(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n<table>\n{rows}</table>\n"
         f"<h2>The schedule</h2>\n<pre>{cell(listed)}</pre>\n<h2>In diffusers</h2>\n"
-        f"<pre>{cell(_loading(run.nfe, found.schedule))}</pre>\n<h2>Pictures</h2>\n{figures}"
+        f"<pre>{cell(_loading(found.schedule))}</pre>\n<h2>Pictures</h2>\n{figures}"
         f"<p>genflow {record['genflow']}, {record['seconds']} s</p>\n</body></html>\n"
     )
 

@@ -41,7 +41,7 @@ def path_to_dict(path: Path) -> dict[str, Any]:
 
 
 def path_from_dict(record: dict[str, Any]) -> Path:
-    """The path that [`path_to_dict`][genflow.models.paths.path_to_dict] wrote.
+    """The path that [`path_to_dict`][genflow.models.records.path_to_dict] wrote.
 
     Raises:
         UserError: If the class or a field is unknown.

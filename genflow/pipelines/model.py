@@ -286,7 +286,7 @@ class Model:
             gradient: How gradients pass through: ``"none"``; ``"exact"``, at the memory of one
                 call of the network; another name, or a record of `genflow.solvers.adjoint`. Under
                 policies that repeat calls latents are decoded again, too, one by one.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+            options: See [`build`][genflow.pipelines.model.Model.build].
 
         Returns:
             The samples, with shape (B, \*event).

@@ -74,10 +74,10 @@ class Pipeline(Model):
             prompt: A prompt for all samples, or a list of them, one each.
             seeds: One seed a sample.
             seed: The first of n consecutive seeds; drawn at random if neither is given.
-            label: Classes, as in [`labels`][genflow.pipelines.pipeline.Pipeline.labels].
+            label: Classes, as in [`labels`][genflow.pipelines.model.Model.labels].
             batch_size: How many are drawn at a time; the samples do not depend on it.
             options: See [`batches`][genflow.pipelines.pipeline.Pipeline.batches] and
-                [`build`][genflow.pipelines.pipeline.Pipeline.build].
+                [`build`][genflow.pipelines.model.Model.build].
 
         Returns:
             The samples.
@@ -130,7 +130,7 @@ class Pipeline(Model):
                 a GPU, worth it where many batches are drawn by a small network.
             overlap: Whether each batch is decoded and copied to the host while the next one is
                 drawn, on a second stream of a GPU; it takes the memory of both.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+            options: See [`build`][genflow.pipelines.model.Model.build].
 
         Yields:
             The samples of each batch.
@@ -222,9 +222,9 @@ class Pipeline(Model):
             reverse: Whether to go the other way round: from the target to the source, or from data
                 to the noise that they come from. With a codec, noise has no images: the result is
                 then what the codec makes of it.
-            label: Classes, as in [`labels`][genflow.pipelines.pipeline.Pipeline.labels].
+            label: Classes, as in [`labels`][genflow.pipelines.model.Model.labels].
             batch_size: How many are carried at a time, 1 or more.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build]; the sampler may be
+            options: See [`build`][genflow.pipelines.model.Model.build]; the sampler may be
                 any that starts at t = 1.
 
         Returns:
@@ -268,7 +268,7 @@ class Pipeline(Model):
             label: The class of each, with shape (n), or None.
             reverse: Whether to go the other way round.
             batch_size: How many are carried at a time, 1 or more.
-            options: See [`build`][genflow.pipelines.pipeline.Pipeline.build].
+            options: See [`build`][genflow.pipelines.model.Model.build].
 
         Yields:
             The samples of each batch.

@@ -268,8 +268,8 @@ def evolve(
 
     Example:
         >>> space = SolverSpace(denoiser.path, nfe=5)
-        >>> found = evolve(space, score, budget=500, seeds=preset_seeds(denoiser.path, 5)).best
-        >>> found.schedule.save("schedule.json", denoiser.path)
+        >>> found = evolve(space, score, budget=500)
+        >>> found.best.schedule.save("schedule.json", denoiser.path)
     """
 
     if budget < 1 or batch < 1:

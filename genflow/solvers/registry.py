@@ -183,7 +183,7 @@ def build(
         statistics: The statistics of DPM-Solver-v3, as in `Sampler`.
         mean: The mean of the data, as in `Sampler`.
         options: Options of the grid and of the method, as in
-            [`schedule_for`][genflow.solvers.samplers.schedule_for].
+            [`schedule_for`][genflow.solvers.registry.schedule_for].
 
     Returns:
         The sampler.

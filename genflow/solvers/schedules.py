@@ -107,8 +107,8 @@ class Step:
         relax: The slope is multiplied by 1 + relax · h, with h the step in λ.
         correct: How the next call mends this step, if at all.
         start: Stages back to the state that the step starts from: 0 multistep, 1, 2 … singlestep.
-        eta: The share of fresh noise, in [0, 1]: 0 is the ODE, 1 ancestral sampling. Needs order
-        1.
+        eta: The share of fresh noise, in [0, 1]: 0 is the ODE, 1 ancestral sampling. It needs
+            order 1.
         source: Where the estimate of the first step comes from: the ``"model"``; ``"noise"``, the
             state taken as pure noise; or the ``"mean"`` of the data set. The last two save a call.
         change: How the network is altered for the call that the step begins with; the call that

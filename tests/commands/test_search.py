@@ -8,10 +8,11 @@ import torch
 pytest.importorskip("optuna")
 
 from genflow.cli import main
+from genflow.commands.search_report import _loading
 from genflow.models import Preconditioned, Rectified
 from genflow.nn import MLP, UNet
-from genflow.pipelines import Pipeline
-from genflow.solvers import SolverSchedule
+from genflow.pipelines import Pipeline, SearchedScheduler
+from genflow.solvers import SolverSchedule, Step
 
 SMALL = ["--samples", "24", "--report_samples", "16", "--teacher_steps", "8"]
 
@@ -141,3 +142,16 @@ def test_a_missing_optuna_is_told(vectors, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert run(vectors, tmp_path / "o", "--budget", "5") == 2
     assert "pip install 'genflow[search]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["model", "noise"])
+def test_what_the_report_says_about_diffusers_is_true(source):
+    """Stock pipelines call the network at every stage, so the number differs if a call is saved."""
+
+    found = SolverSchedule((0.9, 0.5, 0.2, 0.0), (Step(source=source), Step(), Step()))
+    line = next(x for x in _loading(found).splitlines() if "from_schedules" in x)
+    held = int(line.split("{")[1].split(":")[0])
+    scheduler = SearchedScheduler.from_schedules({held: found})
+    scheduler.set_timesteps(held)
+    assert len(scheduler.timesteps) == held == 3
+    assert ("does without" in _loading(found)) == (found.nfe == 2)
