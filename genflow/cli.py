@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from genflow.commands import bridge, gradients, schedule
+from genflow.commands import bridge, gradients, schedule, zoo
 from genflow.commands.domains import encode, translate
 from genflow.commands.evaluate import evaluate
 from genflow.commands.flow_measures import flow_report, likelihood
@@ -61,6 +61,7 @@ COMMANDS: dict[str, Callable[..., None] | Group] = {
     "samplers": schedule.samplers,
     "suggest-d": suggest_d,
     "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
+    "zoo": Group("List, show or copy the small trained models of the repository.", zoo.VERBS),
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
 }
 """The commands by name."""

@@ -11,7 +11,7 @@ HOUSE = ROOT / "genflow"
 MODULES = sorted(HOUSE.rglob("*.py"))
 LIMIT = 400
 
-CELLAR = {"errors", "version", "files"}
+CELLAR = {"errors", "version", "files", "shelves"}
 GROUND = {"models", "nn", "data", "metrics"}
 
 # room → the other rooms that it may import; the cellar is open to all
@@ -24,6 +24,7 @@ FLOORS = {
     "training": {"solvers", *GROUND},
     "pipelines": {"solvers", "viz", *GROUND},
     "gradients": {"solvers", "viz", "pipelines", *GROUND},
+    "zoo": {"solvers", "pipelines"},
     "console": set(),
     "recipes": {"solvers", "viz", "training", "pipelines", *GROUND},
     "commands": {
@@ -35,6 +36,7 @@ FLOORS = {
         "pipelines",
         "recipes",
         "gradients",
+        "zoo",
         *GROUND,
     },
     "cli": {"console", "commands"},
