@@ -294,14 +294,13 @@ def _schedules(card: dict[str, Any]) -> str:
         rows.append(cells)
     first = next(iter(card["schedules"].values()))
     budget, (sampler, steps) = first["budget"], first["teacher"]
-    aim = {"error": "the same error", "frechet": "the distance to the data"}[budget["aim"]]
     told = (
-        "`schedules/N.json` was searched with N calls: of all presets on all grids, and those on "
-        f"the times of Beta, AYS and GITS, the nearest to a teacher ({sampler}, {steps} steps) "
-        f"was refined by {budget['iterations']} gradient steps, and an evolution of "
-        f"{budget['evaluations']} schedules went on from there by {aim} on {budget['samples']} "
-        "samples. Ours and the best preset were both chosen by their distance to the data on "
-        f"{budget['final']} samples, and are measured here on others."
+        "`schedules/N.json` was searched with N calls: all presets on all grids, and those on the "
+        f"times of Beta, AYS and GITS, were ranked by the error to a teacher ({sampler}, {steps} "
+        f"steps); the nearest was refined by {budget['iterations']} gradient steps, and from the "
+        f"best of all {budget['evaluations']} children were bred by the distance to the data on "
+        f"{budget['samples']} samples. Ours and the best preset were both chosen on "
+        f"{budget['final']} other samples, and are measured here on seeds that neither has seen."
     )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 

@@ -21,7 +21,7 @@ from genflow.pipelines import Pipeline
 from genflow.search.population import Solver
 from genflow.search.recipes import plain
 from genflow.search.refine import descend
-from genflow.search.score import split
+from genflow.search.score import Cached, split
 from genflow.search.seeds import presets, seeds_for
 from genflow.search.teachers import Teacher
 from genflow.search.usf import SolverSpace
@@ -111,10 +111,10 @@ def searched(
 ) -> tuple[SolverSchedule, dict[str, Any]]:
     """A schedule with a number of calls, and how it was found and measured.
 
-    What is known is ranked by its error to a teacher on few samples; gradients refine the best of
-    it by the same error, and an evolution goes on from there by its own aim. The best of all and
-    the best presets are then compared by their distance to the data, on seeds of their own, and
-    one of each is measured on the seeds of the report.
+    What is known is ranked by its error to a teacher on few samples, and gradients refine the best
+    of it by the same error. Those, and the best presets, are ranked again by the distance to the
+    data, and an evolution goes on from them by that distance. The best of ours and of the presets
+    are compared on seeds of their own, and one of each is measured on the seeds of the report.
     """
 
     began = time.process_time()
@@ -128,12 +128,14 @@ def searched(
     known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
     count = len(list(presets(pipe.denoiser.path, nfe)))
     theirs = _halved(known[:count], near, budget.rungs)
-    ranked = sorted(theirs + _halved(known[count:], near, budget.rungs), key=lambda r: r[0])
-    legal = [(n, s) for _, n, s in ranked if isinstance(s, SolverSchedule) and space.legal(s)]
+    others = _halved(known[count:], near, budget.rungs)
+
+    def legal(pairs: Sequence[tuple[str, Solver]]) -> list[tuple[str, SolverSchedule]]:
+        return [(n, s) for n, s in pairs if isinstance(s, SolverSchedule) and space.legal(s)]
 
     train, check = seeds.search[: 2 * budget.batch], seeds.final[:CHECK]
     refined = descend(
-        [s for _, s in legal[:2]],
+        [s for _, s in legal(theirs)[:1] + legal(others)[:1]],
         near.population(train),
         near.target(train),
         starts=1,
@@ -141,14 +143,19 @@ def searched(
         batch_size=budget.batch,
         check=(near.population(check), near.target(check)),
     )
-    first = [("gradient", refined[0].solver), *legal[: budget.evaluations // 3]]
-    aim = {"error": near, "frechet": far}[budget.aim].scored(seeds.search[: budget.samples])
-    archive = plain(space, aim, budget=budget.evaluations, seeds=first, seed=0)
+    aim = Cached(far.scored(seeds.search[: budget.samples]))
+    theirs = _ranked(theirs, aim)
+    first = [("gradient", refined[0].solver), *legal(theirs), *legal(others)[: budget.others]]
+    first = _ranked(first, aim)
+    archive = plain(
+        space, aim, budget=len(first) + budget.evaluations, seeds=first, seed=0, fresh=0.0
+    )
     ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)]
 
-    score = far.scored(seeds.final)
-    origin, schedule = _best([*ours, *first[:2]], score)
-    name, preset = _best([(n, s) for _, n, s in theirs[: budget.finalists]], score)
+    score = Cached(far.scored(seeds.final))
+    theirs = theirs[: budget.finalists]
+    origin, schedule = _ranked([*ours, *legal(theirs)], score)[0]
+    name, preset = _ranked(theirs, score)[0]
     on_check = near.scored(check)([schedule, preset])
     held = range(HELD_OUT, HELD_OUT + data.samples)
     population = far.population(held)
@@ -180,29 +187,23 @@ def _few(problem: Problem, n: int) -> tuple[Tensor, dict[str, Any]]:
 
 
 def _halved(
-    known: Sequence[tuple[str, Solver]],
-    problem: Problem,
-    rungs: Sequence[tuple[int, int]],
-) -> list[tuple[float, str, Solver]]:
-    """What is left after successive halving, the best first, with errors on the last rung."""
+    known: Sequence[tuple[str, Solver]], problem: Problem, rungs: Sequence[tuple[int, int]]
+) -> list[tuple[str, Solver]]:
+    """What is left after successive halving, the best first."""
 
-    left = [(0.0, *pair) for pair in known]
+    left = list(known)
 
     for count, samples in rungs:
-        left = left[:count]
-        score = problem.scored(problem.seeds.search[:samples])
-        values = score([s for _, _, s in left])
-        order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
-        left = [(v, *left[i][1:]) for v, i in order]
+        left = _ranked(left[:count], problem.scored(problem.seeds.search[:samples]))
 
     return left
 
 
-def _best(
+def _ranked(
     candidates: Sequence[tuple[str, Solver]], score: Callable[[Sequence[Solver]], list[float]]
-) -> tuple[str, Any]:
-    """The candidate with the lowest score."""
+) -> list[tuple[str, Any]]:
+    """Candidates by their score, the best first; those without a finite one are left out."""
 
     values = score([s for _, s in candidates])
-    _, best = min((v, i) for i, v in enumerate(values) if math.isfinite(v))
-    return candidates[best]
+    order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
+    return [candidates[i] for _, i in order]

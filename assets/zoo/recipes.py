@@ -95,10 +95,10 @@ class Budget:
             how many samples each.
         iterations: The gradient steps from the best of it.
         batch: The samples of a gradient step.
-        aim: What the evolution minimises: ``frechet``, the distance to the data, or ``error``.
-        evaluations: The schedules that it scores.
+        others: How many that are no presets are ranked by the distance to the data.
+        evaluations: The children that the evolution scores by it.
         samples: The samples that it scores each with.
-        finalists: How many of ours, and of the presets, are compared by distance in the end.
+        finalists: How many of ours, and of the presets, are compared in the end.
         final: The samples of that comparison.
         batch_size: The samples that the network is called with at a time.
     """
@@ -107,11 +107,11 @@ class Budget:
     rungs: tuple[tuple[int, int], ...] = ((10_000, 2), (40, 8), (10, 32))
     iterations: int = 25
     batch: int = 32
-    aim: str = "frechet"
-    evaluations: int = 24
-    samples: int = 256
+    others: int = 4
+    evaluations: int = 30
+    samples: int = 384
     finalists: int = 3
-    final: int = 384
+    final: int = 512
     batch_size: int = 1024
 
 
@@ -165,7 +165,7 @@ class Recipe:
             rungs=((10_000, 1), (4, 2)),
             iterations=2,
             batch=4,
-            evaluations=4,
+            evaluations=2,
             samples=8,
             finalists=2,
             final=16,
@@ -179,14 +179,14 @@ FLOW_ROWS = (Row("euler", (1, 2, 4, 8), EULER), Row("dpmpp-2m", (4, 8, 20)))
 STRAIGHT_ROWS = (Row("euler", (1, 2, 4, 8), EULER),)
 NOISE_ROWS = (Row("dpmpp-2m", (2, 4, 8)), Row("karras-heun", (4, 8, 18)))
 SMALL = Budget(
-    rungs=((10_000, 1), (24, 4), (8, 16)),
-    iterations=12,
+    rungs=((10_000, 1), (24, 4), (6, 16)),
+    iterations=10,
     batch=16,
-    aim="error",
-    evaluations=20,
-    samples=32,
+    others=2,
+    evaluations=8,
+    samples=128,
     finalists=2,
-    final=128,
+    final=192,
     batch_size=64,
 )
 FIT = ("fit", "--config")
