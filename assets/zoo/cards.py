@@ -285,13 +285,15 @@ def _table(card: dict[str, Any]) -> str:
 
 
 def _schedules(card: dict[str, Any]) -> str:
-    head = ["calls", "best preset", "its distance ÷ floor", "searched", "÷ preset"]
+    head = ["calls", "best preset", "its distance ÷ floor", "searched"]
+    head += ["searched ÷ preset", "the same on another net"]
     rows = []
     for nfe, found in card["schedules"].items():
         ratio = found["over_floor"] / found["preset_over_floor"]
         theirs = _ratio(found, "preset_over_floor")
-        cells = [nfe, found["preset"], theirs, _ratio(found, "over_floor"), f"{ratio:.2f}"]
-        rows.append(cells)
+        other = found["other_over_floor"] / found["other_preset_over_floor"]
+        cells = [nfe, found["preset"], theirs, _ratio(found, "over_floor")]
+        rows.append([*cells, f"{ratio:.2f}", f"{other:.2f}"])
     first = next(iter(card["schedules"].values()))
     budget, (sampler, steps) = first["budget"], first["teacher"]
     told = (
@@ -300,7 +302,8 @@ def _schedules(card: dict[str, Any]) -> str:
         f"steps); the nearest was refined by {budget['iterations']} gradient steps, and from the "
         f"best of all {budget['evaluations']} children were bred by the distance to the data on "
         f"{budget['samples']} samples. Ours and the best preset were both chosen on "
-        f"{budget['final']} other samples, and are measured here on seeds that neither has seen."
+        f"{budget['final']} other samples, and are measured here on seeds that neither has seen. "
+        f"The other net, `{first['other_feature']}`, had no part in the search."
     )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 

@@ -169,9 +169,15 @@ def main() -> int:
         for name in (*options.names, *options.given):
             if name not in RECIPES:
                 raise UserError(f"model is '{name}'{nearest(name, RECIPES)}")
-        for recipe in RECIPES.values():
-            if not options.names or recipe.name in options.names:
-                made(recipe.smaller() if options.quick else recipe, options)
+        asked = [r for r in RECIPES.values() if not options.names or r.name in options.names]
+        for recipe in asked:
+            if "ROOT" in recipe.data.text and options.fashion is None:
+                raise UserError(
+                    f"fashion is missing: '{recipe.name}' is of Fashion-MNIST, give the folder "
+                    "that holds FashionMNIST/raw."
+                )
+        for recipe in asked:
+            made(recipe.smaller() if options.quick else recipe, options)
     except UserError as error:
         print(f"make.py: {error}", file=sys.stderr)
         return 2

@@ -41,10 +41,12 @@ class Ruler:
 
     Args:
         data: The images in uint8, with shape (m, C, H, W).
+        seed: The seed of the random net.
     """
 
-    def __init__(self, data: Tensor) -> None:
-        self.feature = features("random-conv", tuple(data.shape[1:]))
+    def __init__(self, data: Tensor, seed: int = 0) -> None:
+        c, side, _ = shape = tuple(data.shape[1:])
+        self.feature = features(f"random-conv-{c}x{side}-{seed}", shape)
         self.data, self.points = data, extract(self.feature, data)
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
@@ -161,6 +163,8 @@ def searched(
     population = far.population(held)
     drawn = dict(population([schedule, preset]))
     own, other = (ruler(far.decoded(drawn[i])) for i in (0, 1))
+    again = Ruler(ruler.data, seed=1)
+    ours_again, theirs_again = (again(far.decoded(drawn[i])) for i in (0, 1))
     return schedule, {
         "nfe": nfe,
         "origin": origin,
@@ -169,6 +173,9 @@ def searched(
         "preset": name,
         "preset_over_floor": other["over_floor"],
         "preset_spread": other["spread"],
+        "other_feature": again.feature.name,
+        "other_over_floor": ours_again["over_floor"],
+        "other_preset_over_floor": theirs_again["over_floor"],
         "error": on_check[0],
         "preset_error": on_check[1],
         "teacher": list(TEACHER),
