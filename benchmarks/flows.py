@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from measure import print_table, write_results
+from measure import write_results
 import torch
 
 from genflow.data.named import named
@@ -119,18 +119,6 @@ def main() -> None:
             "report": shape(pipe, options),
         }
 
-    heads = ["flow", *(f"{k} NFE" for k in COUNTS), "RK45 (NFE)", "straightness", "1-step error"]
-    rows = []
-
-    for name, found in results.items():
-        over = [d["over_floor"] for d in found["distances"].values()]
-        last = found["distances"]["rk45"]["nfe"]
-        report = found["report"]
-        cells = [f"{x:.1f}" for x in over[:-1]] + [f"{over[-1]:.1f} ({last})"]
-        rows.append([name, *cells, f"{report['straightness']:.3g}", f"{report['error'][1]:.3g}"])
-
-    print("Fréchet distance in units of its floor\n")
-    print_table(heads, rows)
     options.pipelines, options.make = ", ".join(flows), options.make is not None
     write_results("flows", {"flows": results}, options)
 

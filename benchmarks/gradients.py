@@ -35,7 +35,7 @@ import sys
 import tempfile
 import time
 
-from measure import RESULTS, contest, print_table, write_results
+from measure import RESULTS, contest, write_results
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -314,7 +314,7 @@ def main():
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--iterations", type=int, default=150, help="of training")
     parser.add_argument("--rounds", type=int, default=5, help="of the contest")
-    parser.add_argument("--quick", action="store_true", help="few steps, no file")
+    parser.add_argument("--quick", action="store_true", help="few steps, no picture")
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     parser.add_argument("--cell", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -342,28 +342,11 @@ def main():
 
         contested = turns(options, options.steps[0], options.rounds)
 
-    def entry(m, key):
-        return " / ".join(str(cells[m][str(N)].get(key, "–")) for N in options.steps)
-
-    keys = {"peak MB": "peak_mb", "seconds": "seconds"}
-    keys |= {"error of dL/dx": "error_x", "of dL/dweights": "error_weights"}
-    print("\nsteps: " + " / ".join(map(str, options.steps)))
-    print_table(["", *keys], [[m, *(entry(m, k) for k in keys.values())] for m in methods])
-    print()
-
-    for name, row in contested.items():
-        share = row.get("of autograd + forward")
-        tail = f", {share:.3f} of autograd and a forward pass" if share else ""
-        print(f"{name:14} {row['seconds']:.2f} s, {row['ratio']:.3f} of autograd{tail}")
-
-    if options.quick:
-        return None
-
     del options.folder, options.cell
     name = "gradients" if options.net == "unet" else f"gradients-{options.net}"
     results = {"threads": 1, "parameters": parameters, "cells": cells, "turns": contested}
     write_results(name, results, options)
-    return draw(cells, options.steps, RESULTS / f"{name}.png")
+    return None if options.quick else draw(cells, options.steps, RESULTS / f"{name}.png")
 
 
 if __name__ == "__main__":

@@ -11,10 +11,15 @@ import statistics
 import time
 from typing import Any
 
+from tables import show
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-RESULTS = Path(__file__).parent / "results"
+from genflow.files import write_text
+
+RESULTS = Path(os.environ.get("GENFLOW_RESULTS") or Path(__file__).parent / "results")
+"""Where results go; those of a quick run go into its folder ``quick``."""
+
 VIEWS = {
     *("view", "_unsafe_view", "reshape", "select", "slice", "expand", "unsqueeze", "squeeze"),
     *("squeeze_", "unbind", "split", "split_with_sizes", "t", "transpose", "alias", "detach"),
@@ -131,16 +136,22 @@ def machine() -> dict[str, Any]:
     }
 
 
+def recorded(results: dict[str, Any], options: Any) -> dict[str, Any]:
+    """Results with the machine, the date, the versions, and the options of the run."""
+
+    return {"machine": machine(), "options": vars(options), **results}
+
+
 def write_results(name: str, results: dict[str, Any], options: Any) -> None:
-    """Writes ``results/NAME.json`` (``NAME-gpu.json`` on a GPU)."""
+    """Prints the tables of a run, and writes ``NAME.json`` (``NAME-gpu.json`` on a GPU)."""
+
+    record = recorded(results, options)
+    show(name, record)
 
     device = getattr(options, "device", "cpu")
-    file = RESULTS / f"{name}{'' if device == 'cpu' else '-gpu'}.json"
-    file.parent.mkdir(exist_ok=True)
-    record = {"machine": machine(), "options": vars(options), **results}
-    part = file.with_suffix(".part")
-    part.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    part.replace(file)
+    folder = RESULTS / "quick" if getattr(options, "quick", False) else RESULTS
+    file = folder / f"{name}{'' if device == 'cpu' else '-gpu'}.json"
+    write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(
         f"\nwritten: {file.relative_to(Path.cwd()) if file.is_relative_to(Path.cwd()) else file}"
     )

@@ -27,13 +27,12 @@ import json
 import logging
 import math
 from pathlib import Path
-from statistics import mean
 import time
 from typing import Any
 import warnings
 
 from lightning.pytorch import Trainer
-from measure import RESULTS, print_table, write_results
+from measure import RESULTS, write_results
 import torch
 from torch import Tensor
 
@@ -191,7 +190,7 @@ def gathered(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument(
-        "--quick", action="store_true", help="tiny settings, to see it run; no files"
+        "--quick", action="store_true", help="tiny settings, to see it run; no picture"
     )
     parser.add_argument("--D", type=float, nargs="+", default=[16, 128, 2048, math.inf])
     parser.add_argument("--seeds", type=int, default=3, help="training seeds for each D")
@@ -231,27 +230,13 @@ def main() -> None:
 
     table = gathered(found, "ratio")
 
-    for title, curves in table.items():
-        strengths = sorted({s for curve in curves.values() for s in curve})
-        print(f"\n{title}: distance ÷ floor, mean (smallest to largest) over training seeds")
-        rows = [
-            [
-                D,
-                *(
-                    f"{mean(v):.2f} ({min(v):.2f} to {max(v):.2f})"
-                    for v in map(curve.get, strengths)
-                ),
-            ]
-            for D, curve in curves.items()
-        ]
-        print_table(["", *(f"{s:g}" for s in strengths)], rows)
-
     print(f"\n{time.process_time() - begun:.0f} s of CPU time")
 
+    options.D = [called(D) for D in sorted({D for D, _ in found})]
+    results = {"ratios": table, "distances": gathered(found, "distance")}
+    write_results("robustness", results, options)
+
     if not options.quick:
-        options.D = [called(D) for D in sorted({D for D, _ in found})]
-        results = {"ratios": table, "distances": gathered(found, "distance")}
-        write_results("robustness", results, options)
         figure = viz.curves(
             table, ylabel="Fréchet distance ÷ floor", yscale="log", marks={"real v real": 1.0}
         )

@@ -8,7 +8,7 @@ the process is measured, wall time on a GPU. ``python benchmarks/sampling.py --h
 import argparse
 from collections.abc import Callable
 
-from measure import contest, print_table, write_results
+from measure import contest, write_results
 import torch
 from torch import Tensor, nn
 
@@ -100,18 +100,6 @@ def main() -> None:
         runs = {"bare": bare} | {n: make(k, net, steps) for n, make, k in CONTESTANTS}
         results[title] = contest(runs, x, count)
 
-    columns = list(results)
-    print_table(
-        ["sampler", *columns, "overhead, µs a step (MLP, 64)"],
-        [
-            [
-                name,
-                *(f"{results[c][name]['ratio']:.3f}" for c in columns),
-                f"{results[columns[1]][name]['over'] / steps * 1e6:.0f}",
-            ]
-            for name, _, _ in CONTESTANTS
-        ],
-    )
     write_results("sampling", {"steps": steps, "rounds": rounds, "cases": results}, options)
 
 

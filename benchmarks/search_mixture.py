@@ -2,10 +2,9 @@
 
 import math
 from pathlib import Path
-from statistics import mean, stdev
 import time
 
-from measure import print_table, write_results
+from measure import write_results
 import numpy as np
 import torch
 
@@ -36,10 +35,6 @@ def drawn(denoiser, seeds):
     return population, Teacher().solve(population)
 
 
-def told(values):
-    return f"{mean(values):.4f} ± {stdev(values):.4f}" if len(values) > 1 else f"{values[0]:.4f}"
-
-
 def best(options):
     """The best preset, the best of all seeds, and what search and gradient find."""
 
@@ -47,7 +42,7 @@ def best(options):
     golden = Simulated(Population(denoiser, noise), error(solution))
     held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
     check = drawn(denoiser, range(10**5, 10**5 + 1024))
-    rows, results = [], {}
+    results = {}
 
     for calls in options.calls or (3, 5, 8, 10):
         known = list(presets(denoiser.path, calls))
@@ -67,20 +62,6 @@ def best(options):
             told_now = f"{found[-1]:.4f} {tables[-1]:.4f} {on_golden[-1]:.4f}"
             print(calls, seed, told_now, flush=True)
 
-        rows.append(
-            [
-                str(calls),
-                f"{at_held[k]:.4f} ({known[k][0]})",
-                f"{np.nanmin(seeds_held):.4f} ({more[int(np.nanargmin(seeds_held))][0]})",
-                told(found),
-                f"{mean(found) / at_held[k]:.2f}",
-                told(tables),
-                f"{mean(tables) / at_held[k]:.2f}",
-                f"{np.nanmin(at_golden):.4f}",
-                told(on_golden),
-                f"{mean(seconds):.0f}",
-            ]
-        )
         results[calls] = {
             "preset": [known[k][0], at_held[k]],
             "seed": float(np.nanmin(seeds_held)),
@@ -91,10 +72,6 @@ def best(options):
             "seconds": seconds,
         }
 
-    header = ["calls", "best preset", "best with AYS, Beta, GITS times", "searched"]
-    header += ["searched ÷ preset", "searched, then free weights", "÷ preset"]
-    header += ["best preset, golden noise", "searched, golden noise"]
-    print_table([*header, "CPU seconds"], rows)
     write_results("search-mixture", {"cases": results}, options)
 
 
@@ -127,7 +104,7 @@ def guided(options):
 
     denoiser, _, _ = truth()
     held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
-    budget, rows, results = options.budget or 400, [], {}
+    budget, results = options.budget or 400, {}
 
     for calls in options.calls or (5,):
         space = SolverSpace(denoiser.path, calls)
@@ -141,26 +118,14 @@ def guided(options):
             goal = runs["evolution"].best.value
             curve = runs["S³"].curve()
             reached = next((k + 1 for k, v in enumerate(curve) if v <= goal), None)
-            half = runs["S³"].curve()[budget // 2 - 1]
             taus = [s.tau for s in runs["S³"].stages]
-            rows.append(
-                [
-                    f"{calls}, {seed}",
-                    *(f"{a.best.value:.4f}" for a in runs.values()),
-                    *(f"{v:.4f}" for v in held([a.best.schedule for a in runs.values()])),
-                    f"{half:.4f}",
-                    str(reached or f"> {budget}"),
-                    f"{mean(taus):.2f}",
-                ]
-            )
+            ends = held([a.best.schedule for a in runs.values()])
             results[f"{calls}/{seed}"] = {
                 "curves": {name: a.curve() for name, a in runs.items()},
+                "held": dict(zip(runs, ends, strict=True)),
                 "reached": reached,
                 "taus": taus,
             }
-            print(rows[-1], flush=True)
+            print(calls, seed, *(f"{a.best.value:.4f}" for a in runs.values()), flush=True)
 
-    header = ["calls, seed", *(f"{n}{where}" for where in ("", ", held out") for n in runs)]
-    header += ["S³ at half the budget", "S³ reaches evolution's at", "mean τ"]
-    print_table(header, rows)
     write_results("search-guided", {"budget": budget, "cases": results}, options)

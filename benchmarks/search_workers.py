@@ -8,7 +8,7 @@ import sys
 import tempfile
 import time
 
-from measure import print_table, write_results
+from measure import write_results
 
 ROOT = Path(__file__).parents[1]
 WORKER = ROOT / "tests" / "search" / "worker.py"
@@ -20,7 +20,7 @@ def main(options):
 
     from genflow.search.study import StudyLedger
 
-    budget, rows, results = options.budget or 120, [], {}
+    budget, results = options.budget or 120, {}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
     for seed in range(options.seeds):
@@ -45,10 +45,7 @@ def main(options):
             schedules = [e.schedule for e in entries]
             unique, legal = len(set(schedules)), sum(map(SPACE.legal, schedules))
             took = time.perf_counter() - began
-            cells = [seed, budget, lost, len(entries), unique, legal, f"{took:.0f}", code]
-            rows.append(list(map(str, cells)))
-            results[seed] = {"scored": len(entries), "unique": unique, "legal": legal}
+            found = {"scored": len(entries), "unique": unique, "legal": legal}
+            results[seed] = found | {"lost": lost, "seconds": round(took, 1), "exit": code}
 
-    header = ["run", "budget", "running at the kill", "scored", "unique", "legal"]
-    print_table([*header, "seconds after the kill", "exit code"], rows)
     write_results("search-workers", {"cases": results}, options)

@@ -350,7 +350,7 @@ def plot(found: dict[str, dict[str, dict[int, Any]]], file: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="fewer states and calls, no files")
+    parser.add_argument("--quick", action="store_true", help="fewer states and calls, no picture")
     parser.add_argument("--pipeline", help="a saved pipeline, runs/digits/pipeline for instance")
     parser.add_argument("--data", default="digits", help="the data of the pipeline")
     options = parser.parse_args()
@@ -377,16 +377,11 @@ def main() -> None:
             ]
             print_table(["sampler", *map(str, calls)], rows)
 
-    print("\nwhat one call more costs beside the network")
-    print_table(
-        ["sampler", "kernels", "host reads"],
-        [[name, f"{k:.1f}", f"{r:.1f}"] for name, (k, r) in kernels.items()],
-    )
     print(f"\n{time.process_time() - begun:.0f} s of CPU time")
+    costs_ = {n: {"kernels": k, "host_reads": r} for n, (k, r) in kernels.items()}
+    write_results("solvers", {"errors": found, "costs": costs_}, options)
 
     if not options.quick:
-        costs_ = {n: {"kernels": k, "host_reads": r} for n, (k, r) in kernels.items()}
-        write_results("solvers", {"errors": found, "costs": costs_}, options)
         plot(found, RESULTS / "solvers.png")
 
 

@@ -187,7 +187,7 @@ def rate(options, size, rounds, warm=3):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="a quarter of the rounds, no file")
+    parser.add_argument("--quick", action="store_true", help="a quarter of the rounds")
     options = parser.parse_args()
     quick = options.quick
 
@@ -198,16 +198,8 @@ def main():
 
     for name, (sizes, size, rounds) in CASES.items():
         results[name] = found = rate(sizes, size, rounds // 4 if quick else rounds)
-        print(f"\n{name}, {found['parameters'] / 1e6:.2f} M parameters, {found['rounds']} rounds")
-        print(f"  {'':10}{'ms a step':>12}{'÷ bare':>10}   quartiles")
-        for key in ("bare", "step", "trainer", "torchcfm"):
-            row = found[key]
-            low, high = row["quartiles"]
-            line = f"  {key:10}{row['milliseconds']:12.1f}{row['ratio']:10.3f}"
-            print(f"{line}   {low:.3f} to {high:.3f}", flush=True)
-
-    if quick:
-        return
+        milliseconds = {k: v["milliseconds"] for k, v in found.items() if isinstance(v, dict)}
+        print(f"{name}, milliseconds a step: {milliseconds}", flush=True)
 
     write_results("training", {"threads": 1, "cases": results}, options)
 

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 
-from genflow.commands import bridge, gradients, reference, schedule
+from genflow.commands import bridge, gradients, reference, schedule, zoo
 from genflow.commands.doctor import doctor
 from genflow.commands.domains import encode, pack, translate
 from genflow.commands.evaluate import evaluate
@@ -64,6 +64,7 @@ COMMANDS: dict[str, Callable[..., int | None] | Group] = {
     "suggest-d": suggest_d,
     "bridge": Group("Carry data to data by a light Schrödinger bridge.", bridge.VERBS),
     "reference": Group("Store what feature nets make of data, or show it.", reference.VERBS),
+    "zoo": Group("List, show or copy the small trained models of the repository.", zoo.VERBS),
     "schedule": Group("Show, compare, convert or make a solver schedule.", schedule.VERBS),
     "doctor": doctor,
 }

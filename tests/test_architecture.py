@@ -11,7 +11,7 @@ HOUSE = ROOT / "genflow"
 MODULES = sorted(HOUSE.rglob("*.py"))
 LIMIT = 400
 
-CELLAR = {"errors", "version", "files"}
+CELLAR = {"errors", "version", "files", "shelves"}
 GROUND = {"models", "nn", "data", "metrics"}
 
 # room → the other rooms that it may import; the cellar is open to all
@@ -25,6 +25,7 @@ FLOORS = {
     "pipelines": {"solvers", "viz", *GROUND},
     "evaluation": {"solvers", "viz", "pipelines", *GROUND},
     "gradients": {"solvers", "viz", "pipelines", *GROUND},
+    "zoo": {"solvers", "pipelines"},
     "console": set(),
     "recipes": {"solvers", "viz", "training", "pipelines", *GROUND},
     "commands": {
@@ -37,6 +38,7 @@ FLOORS = {
         "recipes",
         "gradients",
         "evaluation",
+        "zoo",
         *GROUND,
     },
     "cli": {"console", "commands"},

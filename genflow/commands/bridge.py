@@ -22,7 +22,7 @@ def translate(
     """Carry source points to the target, a draw for each.
 
     Args:
-        bridge: A saved bridge, or the id of a repository of the Hugging Face hub.
+        bridge: A saved bridge, zoo:NAME, or the id of a repository of the Hugging Face hub.
         source: The points, an array (n, ...) in a .npy file, or in a .npz file as x.
         output: The .npy or .npz file to write to, points in the order of the source.
         seed: The first of n consecutive seeds, one a point.
@@ -53,7 +53,7 @@ def interpolate(
     """Draw a path from each source point, and write the states on the way.
 
     Args:
-        bridge: A saved bridge, or the id of a repository of the Hugging Face hub.
+        bridge: A saved bridge, zoo:NAME, or the id of a repository of the Hugging Face hub.
         source: The points at the first time, in a .npy file, or in a .npz file as x.
         output: The file to write to: states (times, n, ...), and in a .npz file the times.
         times: Decreasing times from 1 (source) to 0 (target), as in [1,0.5,0].
@@ -89,7 +89,7 @@ def report(
     """Say what a bridge is, and how well it carries a source to a target.
 
     Args:
-        bridge: A saved bridge, or the id of a repository of the Hugging Face hub.
+        bridge: A saved bridge, zoo:NAME, or the id of a repository of the Hugging Face hub.
         source: Source points, in a .npy or .npz file: which components they use.
         target: Target points: how far the carried source is from them.
         seed: The first of n consecutive seeds, one a source point.
@@ -130,7 +130,7 @@ def _measured(
     from genflow.metrics import energy_distance, sliced_wasserstein
 
     made = pipe(x, seed=seed, label=label, batch_size=batch_size)
-    states = torch.as_tensor(x).to(pipe.device)
+    states = pipe.encoded(pipe.points(x).to(pipe.device))
     labels = None if made.label is None else made.label.to(pipe.device)
     weights = pipe.bridge.plan(states, label=labels).weights.mean(0)
     used = torch.special.entr(weights).sum().exp()
@@ -139,21 +139,18 @@ def _measured(
     if target is None:
         return rows
 
-    y = torch.as_tensor(_array(target)).flatten(1)
+    y = pipe.points(_array(target), "target").flatten(1)
     halves = y[torch.randperm(len(y), generator=torch.Generator().manual_seed(seed))].chunk(2)
 
-    if len(halves) < 2 or y.shape[1] != pipe.bridge.dimension:
-        raise UserError(
-            f"target has shape {tuple(y.shape)}: two points or more of {pipe.bridge.dimension} "
-            "values are needed."
-        )
+    if len(halves) < 2:
+        raise UserError(f"target has {len(y)} points: two or more are needed.")
 
     for name, distance in (
         ("energy distance", energy_distance),
         ("sliced W2", sliced_wasserstein),
     ):
         ours, floor = distance(made.x.flatten(1), y), distance(*halves)
-        before = distance(torch.as_tensor(x).flatten(1), y)
+        before = distance(pipe.points(x).flatten(1), y)
         rows.append((name, f"{ours:.4g} (source {before:.4g}, halves of the target {floor:.4g})"))
 
     return rows
@@ -176,7 +173,7 @@ def _labels(text: str | None, n: int) -> list[int | str] | None:
 
 
 def _array(file: str) -> Any:
-    """The points in a file, of at least one dimension and floating type."""
+    """The points in a file, of at least one dimension, bytes or of floating type."""
 
     import numpy as np
 
@@ -194,7 +191,8 @@ def _array(file: str) -> Any:
             "shape (n, ...) are needed."
         )
 
-    return found if found.dtype in (np.float32, np.float64) else found.astype(np.float32)
+    kept = (np.float32, np.float64, np.uint8)  # of bytes, a bridge with a codec makes images
+    return found if found.dtype in kept else found.astype(np.float32)
 
 
 def _write(file: str, **arrays: Any) -> None:

@@ -34,10 +34,10 @@ def device_named(name: str | None = None) -> str:
 
 
 def pipeline_named(name: str, device: str | None = None, **options: Any) -> "Pipeline":
-    """A pipeline that draws samples, of a folder or a hub id.
+    """A pipeline that draws samples, of a folder, of the zoo or a hub id.
 
     Args:
-        name: The folder, or the id.
+        name: The folder, the id, or ``zoo:NAME``.
         device: A device that `device_named` knows.
         options: As in `Pipeline.from_pretrained`.
 

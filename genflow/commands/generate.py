@@ -43,7 +43,7 @@ def generate(
     """Draw samples from a pipeline into a folder: numbered images, a grid, meta.json.
 
     Args:
-        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        pipeline: A saved pipeline, zoo:NAME, or the id of a repository of the Hugging Face hub.
         output: The folder to write to.
         n: The number of samples; 64, or the number of seeds.
         seed: The first of n consecutive seeds, one a sample.
@@ -55,7 +55,7 @@ def generate(
         size: Height and width in pixels, for stock pipelines that draw in several sizes.
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
-        schedule: A schedule.json, instead of sampler and steps.
+        schedule: A schedule.json, or zoo:NAME/schedules/5.json, instead of sampler and steps.
         guidance: The weight of classifier-free guidance; 1, which is none, or the embedding's own.
         interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
         clip: Whether the data estimate is kept in [-1, 1].

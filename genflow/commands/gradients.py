@@ -44,7 +44,7 @@ def invert(
     """Find the condition, an embedding, that makes samples match a target.
 
     Args:
-        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        pipeline: A saved pipeline, zoo:NAME, or the id of a repository of the Hugging Face hub.
         target: A picture or a folder of them; or label:NAME or prompt:TEXT, its own samples of it.
         output: The folder to write to.
         loss: pixel, or gram: the style of a fixed feature net, without place.
@@ -132,7 +132,7 @@ def audit(
     """Find the smallest change of the noise for which a classifier fails on the saved image.
 
     Args:
-        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        pipeline: A saved pipeline, zoo:NAME, or the id of a repository of the Hugging Face hub.
         classifier: A labelled data set to train a small net on, as in digits; or
             package.module:function, which returns a classifier of images in [-1, 1].
         output: The folder to write to.
@@ -243,7 +243,7 @@ def finetune(
     """Train the weights of a pipeline, or low-rank changes, on a metric of its samples.
 
     Args:
-        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        pipeline: A saved pipeline, zoo:NAME, or the id of a repository of the Hugging Face hub.
         output: The folder to write to; the new pipeline is its folder pipeline.
         loss: gram (the style of a target), pixel, or classifier.
         target: A picture or a folder of them, or label:NAME or prompt:TEXT, its own samples of it;

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from genflow.commands.choices import Value
 from genflow.errors import UserError
 from genflow.files import writing
+from genflow.shelves import resolved
 
 if TYPE_CHECKING:
     from genflow.models import Path
@@ -354,7 +355,7 @@ def _read(file: str, path: str | None) -> "tuple[SolverSchedule, Path | None]":
     from genflow.models import path_named
     from genflow.solvers.schedules import SolverSchedule, read_schedule
 
-    place = FilePath(file)
+    place = FilePath(resolved(file))
     place = place / "schedule.json" if place.is_dir() else place
 
     if path is not None:

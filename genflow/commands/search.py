@@ -41,7 +41,7 @@ def search(
     """Search a solver schedule for a pipeline: schedule.json, and a report.
 
     Args:
-        pipeline: A saved pipeline, or the id of a repository of the Hugging Face hub.
+        pipeline: A saved pipeline, zoo:NAME, or the id of a repository of the Hugging Face hub.
         nfe: The number of calls of the network for a sample.
         method: s3, evolve, random, gradient, autodiffusion, tpe, nsga2, or cma-es.
         budget: The number of schedules to score; of gradient steps, for the method gradient.

@@ -20,6 +20,7 @@ from genflow.models.paths import (
     Rectified,
     VariancePreserving,
 )
+from genflow.shelves import resolved
 
 _NAMES: dict[str, type[Path]] = {
     cls.__name__: cls
@@ -82,14 +83,15 @@ def path_named(text: str) -> Path:
     """The path that a text names.
 
     Args:
-        text: A class, as in ``Karras``; with its numbers, as in ``Karras(sigma_max=40)``; or a
-            saved pipeline, or a JSON file that holds the record of a path or notes it as "path".
+        text: A class, as in ``Karras``; with its numbers, as in ``Karras(sigma_max=40)``; a saved
+            pipeline or ``zoo:NAME``; or a JSON file that holds the record of a path, or notes it
+            as "path".
 
     Raises:
         UserError: If it names none.
     """
 
-    file = FilePath(text)
+    file = FilePath(resolved(text))
 
     if file.is_dir() or file.suffix == ".json":
         return path_from_dict(_record(file))

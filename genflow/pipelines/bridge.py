@@ -5,6 +5,9 @@ unpickling, by `Pipeline.from_pretrained` too::
 
     model_index.json       the record: ε, the family of covariances, the shape of a sample, classes
     bridge.safetensors     log-weights, centres, and the tensors of the covariances
+    vae/                   the codec, if there is one
+
+With a codec the bridge lives on latents: images are encoded before it, and decoded behind it.
 
 A bridge carries data to data. So a call takes points where other pipelines take a number, and
 every point has a seed of its own, which makes its image independent of the batch.
@@ -26,12 +29,14 @@ from safetensors.torch import load_file, save_file
 import torch
 from torch import Generator, Tensor
 
+from genflow.data.pixels import to_float
 from genflow.errors import UserError, nearest
 from genflow.files import replacing
 from genflow.models.bridges import LightBridge, Method
 from genflow.models.covariances import FAMILIES
+from genflow.pipelines.codecs import Codec
 from genflow.pipelines.conditions import numbered
-from genflow.pipelines.folders import FORMAT, locate, read_index
+from genflow.pipelines.folders import FORMAT, load_codec, locate, read_index
 from genflow.pipelines.samples import Samples
 from genflow.version import __version__
 
@@ -44,9 +49,10 @@ class BridgePipeline:
 
     Attributes:
         bridge: The bridge.
-        shape: The shape of a sample; (d) if None.
+        shape: The shape of a state: of a sample, or of its latent; (d) if None.
         class_names: The names of the classes of a bridge with classes, or None.
         card: Anything worth keeping beside the parameters: data, steps, distances. JSON values.
+        codec: From latents to images and back; None if states are samples.
 
     Raises:
         UserError: If the shape has not d values, or there is not one name for each class.
@@ -62,6 +68,7 @@ class BridgePipeline:
     shape: tuple[int, ...] | None = None
     class_names: tuple[str, ...] | None = None
     card: dict[str, Any] = field(default_factory=dict)
+    codec: Codec | None = None
 
     def __post_init__(self) -> None:
         d, classes = self.bridge.dimension, self.bridge.classes
@@ -84,8 +91,16 @@ class BridgePipeline:
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves the bridge, as `torch.nn.Module.to` does; returns the pipeline."""
 
-        self.bridge.to(*args, **kwargs)
+        for piece in (self.bridge, self.codec):
+            if piece is not None:
+                piece.to(*args, **kwargs)
         return self
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        """The shape of a sample: that of a state, or of the image behind a latent."""
+
+        return self.shape if self.codec is None else self.codec.event(self.shape)
 
     # ----------------------------------------------------------------------------- calling
 
@@ -102,7 +117,8 @@ class BridgePipeline:
         r"""Draws a target point for each source point, exactly and at once.
 
         Args:
-            x: The source points, a tensor or array with shape (n, \*shape).
+            x: The source points, a tensor or array with shape (n, \*event); images in uint8 or in
+                [−1, 1], if there is a codec.
             seeds: One seed a point.
             seed: The first of n consecutive seeds; drawn at random if neither is given.
             label: The class of all, or one each, as a number or a name; of a bridge with classes.
@@ -117,7 +133,7 @@ class BridgePipeline:
 
         x, seeds, labels = self._asked(x, seeds, seed, label)
         parts = self._parts(x, seeds, labels, batch_size)
-        drawn = [self.bridge.sample(u, c, generator=g).cpu() for u, c, g in parts]
+        drawn = [self.decoded(self.bridge.sample(u, c, generator=g)).cpu() for u, c, g in parts]
         y = torch.cat(drawn) if drawn else x
         return Samples(y, seeds, 1, "plan", labels)
 
@@ -136,7 +152,7 @@ class BridgePipeline:
         r"""Draws a path from each point.
 
         Args:
-            x: The points at ``times[0]``, with shape (n, \*shape).
+            x: The points at ``times[0]``, with shape (n, \*event).
             times: Decreasing times from 1 (source) to 0 (target).
             seeds: As in a call.
             seed: As in a call.
@@ -145,31 +161,59 @@ class BridgePipeline:
             batch_size: As in a call.
 
         Returns:
-            The states at all times, with shape (T, n, \*shape), on the CPU.
+            The states at all times, or the images behind them, with shape (T, n, \*event), on the
+            CPU.
         """
 
         x, seeds, labels = self._asked(x, seeds, seed, label)
         options = {"method": method}
         parts = self._parts(x, seeds, labels, batch_size)
-        drawn = [
-            self.bridge.trajectory(u, times, c, generator=g, **options).cpu() for u, c, g in parts
-        ]
-        return torch.cat(drawn, 1) if drawn else x.new_empty(len(times), *x.shape)
+        drawn = [self.bridge.trajectory(u, times, c, generator=g, **options) for u, c, g in parts]
+        shown = [self.decoded(p.flatten(0, 1)).unflatten(0, p.shape[:2]).cpu() for p in drawn]
+        return torch.cat(shown, 1) if shown else x.new_empty(len(times), *x.shape)
+
+    def points(self, x: Any, name: str = "x") -> Tensor:
+        r"""Samples as tensors of floating type: images in uint8 are brought to [−1, 1].
+
+        Args:
+            x: A tensor or array with shape (n, \*event).
+            name: What an error calls them.
+
+        Raises:
+            UserError: If they have another shape.
+        """
+
+        x = torch.as_tensor(x)
+
+        if self.codec is not None and x.dtype == torch.uint8:
+            x = to_float(x)
+        if tuple(x.shape[1:]) != self.event or x.ndim == 0:
+            raise UserError(
+                f"{name} has shape {tuple(x.shape)}: (n, {', '.join(map(str, self.event))}) is "
+                "needed."
+            )
+
+        return x if x.is_floating_point() else x.float()
+
+    @torch.no_grad()
+    def encoded(self, x: Tensor) -> Tensor:
+        """The states of samples: the latents of images, or the samples themselves."""
+
+        return x if self.codec is None else self.codec.encode(x)
+
+    @torch.no_grad()
+    def decoded(self, x: Tensor) -> Tensor:
+        """The samples of states: the images of latents, or the states themselves."""
+
+        return x if self.codec is None else self.codec.decode(x)
 
     def _asked(
         self, x: Any, seeds: Sequence[int] | None, seed: int | None, label: Any
     ) -> tuple[Tensor, list[int], Tensor | None]:
         """The points, seeds and classes of a call, checked."""
 
-        x = torch.as_tensor(x)
-        x = x if x.is_floating_point() else x.float()
-        n = len(x) if x.ndim else 0
-
-        if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
-            raise UserError(
-                f"x has shape {tuple(x.shape)}: (n, {', '.join(map(str, self.shape))}) is needed."
-            )
-
+        x = self.points(x)
+        n = len(x)
         bad = int((~torch.isfinite(x)).flatten(1).any(1).sum()) if n else 0
 
         if bad:
@@ -198,7 +242,7 @@ class BridgePipeline:
     def _parts(
         self, x: Tensor, seeds: list[int], labels: Tensor | None, batch_size: int
     ) -> Iterator[tuple[Tensor, Tensor | None, list[Generator]]]:
-        """Points, classes and generators, batch by batch."""
+        """States, classes and generators, batch by batch."""
 
         if batch_size < 1:
             raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
@@ -207,7 +251,7 @@ class BridgePipeline:
             own = slice(i, i + batch_size)
             generators = [Generator().manual_seed(s) for s in seeds[own]]
             label = None if labels is None else labels[own].to(self.device)
-            yield x[own].to(self.device), label, generators
+            yield self.encoded(x[own].to(self.device)), label, generators
 
     # --------------------------------------------------------------------- saving, loading
 
@@ -238,8 +282,14 @@ class BridgePipeline:
             "class_names": None if self.class_names is None else list(self.class_names),
             "card": self.card,
         }
+        vae = None if self.codec is None else self.codec.vae
+
+        if vae is not None:
+            index["vae"] = ["diffusers", type(vae).__name__]
 
         with replacing(folder, overwrite=overwrite, mark=_INDEX) as part:
+            if vae is not None:
+                vae.save_pretrained(part / "vae")
             kept = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
             save_file(kept, part / _TENSORS)
             text = json.dumps(index, indent=1, ensure_ascii=False, allow_nan=False)
@@ -252,7 +302,7 @@ class BridgePipeline:
         """Loads a saved bridge.
 
         Args:
-            name: A folder, or the id of a repository of the Hugging Face hub.
+            name: A folder, ``zoo:NAME``, or the id of a repository of the Hugging Face hub.
             device: Where the parameters go.
 
         Raises:
@@ -304,6 +354,7 @@ class BridgePipeline:
                 tuple(index["shape"]),
                 None if names is None else tuple(names),
                 index.get("card", {}),
+                load_codec(folder / "vae") if "vae" in index else None,
             )
         except KeyError as error:
             raise UserError(f"bridge '{folder}' lacks {error}: save it again.") from None

@@ -34,6 +34,7 @@ from genflow.models.records import path_from_dict, path_to_dict
 from genflow.nn import Net, VectorMLP
 from genflow.nn.labels import AugmentedDiT, AugmentedUNet
 from genflow.pipelines.codecs import CODECS, Codec
+from genflow.shelves import resolved
 from genflow.solvers import SolverSchedule, schedule_for
 from genflow.version import __version__
 
@@ -57,21 +58,23 @@ _MODELS = {
 
 
 def locate(name: str | os.PathLike[str]) -> Path:
-    """The folder of a pipeline: the one of that name, or a snapshot of a repository of the hub.
+    """The folder of a pipeline: that of the name, of the zoo, or a snapshot of the hub.
 
-    Of a repository only what the pipeline needs is fetched, and never a pickle.
+    Of a repository of the hub only what the pipeline needs is fetched, and never a pickle.
 
     Raises:
-        UserError: If it is neither.
+        UserError: If it is none of them.
     """
 
-    folder = Path(name)
+    folder = Path(resolved(name))
 
     if folder.is_dir():
         return folder
 
     if str(name).count("/") != 1 or str(name).startswith((".", "/")):
-        raise UserError(f"pipeline '{name}' is no folder: give a saved pipeline, or a hub id a/b.")
+        raise UserError(
+            f"pipeline '{name}' is no folder: give a saved pipeline, zoo:NAME, or a hub id a/b."
+        )
 
     try:
         return _fetched(str(name))

@@ -46,7 +46,7 @@ class Pipeline(Model):
     Its fields, and how a call is made up, are those of `genflow.pipelines.model.Model`.
 
     Example:
-        >>> pipe = Pipeline.from_pretrained("assets/digits-rf")
+        >>> pipe = Pipeline.from_pretrained("zoo:digits-1rf")
         >>> pipe(16, label=3).images[0].show()
 
         >>> pipe = Pipeline.from_pretrained("stable-diffusion-v1-5/stable-diffusion-v1-5")
@@ -341,7 +341,7 @@ class Pipeline(Model):
         """Loads a pipeline: one of genflow, or a stock one of diffusers.
 
         Args:
-            name: A folder, or the id of a repository of the Hugging Face hub.
+            name: A folder, ``zoo:NAME``, or the id of a repository of the Hugging Face hub.
             device: Where the networks go.
             size: The height and the width in pixels of what a stock pipeline draws; its own if
                 None.

@@ -19,6 +19,7 @@ from genflow.errors import UserError
 from genflow.files import write_text
 from genflow.models.paths import Path
 from genflow.models.records import path_from_dict, path_to_dict
+from genflow.shelves import resolved
 from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau
 
@@ -132,7 +133,7 @@ def read_solver(
 
 def _record(file: str | os.PathLike[str]) -> dict[str, Any]:
     try:
-        record = json.loads(FilePath(file).read_text(encoding="utf-8"))
+        record = json.loads(FilePath(resolved(file)).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
 

@@ -28,6 +28,7 @@ from genflow.errors import UserError, nearest
 from genflow.files import write_text
 from genflow.models.paths import Path
 from genflow.models.records import path_from_dict, path_to_dict
+from genflow.shelves import resolved
 from genflow.solvers.alterations import UNCHANGED, Alteration
 
 Points = int | tuple[int, ...] | tuple[tuple[int, ...], ...] | None
@@ -307,7 +308,7 @@ def read_schedule(file: str | os.PathLike[str]) -> tuple[SolverSchedule, Path | 
     """
 
     try:
-        text = FilePath(file).read_text(encoding="utf-8")
+        text = FilePath(resolved(file)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
 

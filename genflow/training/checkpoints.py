@@ -40,6 +40,7 @@ from torch import Tensor, nn
 
 from genflow.errors import UserError
 from genflow.files import writing
+from genflow.shelves import resolved
 from genflow.training.base import PREFIX
 from genflow.training.checks import wrong_weights
 
@@ -219,14 +220,14 @@ def begin_with(net: nn.Module, source: str | os.PathLike[str]) -> None:
 
     Args:
         net: The network; its weights are replaced.
-        source: A ``.ckpt`` file, whose averaged weights are taken if it has any, or a saved
-            pipeline of genflow.
+        source: A ``.ckpt`` file, whose averaged weights are taken if it has any, a saved pipeline
+            of genflow, or ``zoo:NAME``.
 
     Raises:
         UserError: If there is nothing to read, or it is of another network.
     """
 
-    folder = Path(source)
+    folder = Path(resolved(source))
 
     if folder.is_dir():
         file = folder / "net" / "diffusion_pytorch_model.safetensors"

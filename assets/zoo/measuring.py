@@ -1,0 +1,216 @@
+"""What is measured on a model of the zoo: distances at few calls, and searched schedules."""
+
+__all__ = ["Ruler", "distances", "searched"]
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+import math
+from pathlib import Path
+import time
+from typing import Any
+
+from recipes import Budget, Data, Row
+import torch
+from torch import Tensor
+
+from genflow.commands.search_problem import Problem
+from genflow.metrics import compare
+from genflow.metrics.features import extract, features
+from genflow.metrics.frechet import frechet_from_features
+from genflow.pipelines import Pipeline
+from genflow.search.population import Solver
+from genflow.search.recipes import plain
+from genflow.search.refine import descend
+from genflow.search.score import Cached, split
+from genflow.search.seeds import presets, seeds_for
+from genflow.search.teachers import Teacher
+from genflow.search.usf import SolverSpace
+from genflow.solvers import SolverSchedule
+
+HELD_OUT = 10**6
+"""The first seed of the samples that are reported."""
+
+CHECK = 32
+"""The samples on which gradient steps are watched."""
+
+TEACHER = ("heun", 24)
+
+
+class Ruler:
+    """The distance of samples to data, on a fixed feature of which the data's part is kept.
+
+    Args:
+        data: The images in uint8, with shape (m, C, H, W).
+        seed: The seed of the random net.
+    """
+
+    def __init__(self, data: Tensor, seed: int = 0) -> None:
+        c, side, _ = shape = tuple(data.shape[1:])
+        self.feature = features(f"random-conv-{c}x{side}-{seed}", shape)
+        self.data, self.points = data, extract(self.feature, data)
+
+    def __call__(self, samples: Tensor) -> dict[str, float]:
+        """The distance at as many points as the floor has, that floor, and their ratio."""
+
+        points = extract(self.feature, samples)
+        report = compare(points, self.points, features("identity", points.shape[1:]))
+        own, floor = report["distance_at_floor_n"], report["floor"]
+        return {
+            "distance": own["mean"],
+            "floor": floor["mean"],
+            "over_floor": own["mean"] / floor["mean"],
+            "spread": own["std"] / floor["mean"],
+            "points": report["counts"]["floor"],
+        }
+
+    def noise(self, n: int) -> float:
+        """The distance of uniform noise."""
+
+        source = torch.Generator().manual_seed(0)
+        shape = (n, *self.data.shape[1:])
+        noise = torch.randint(0, 256, shape, dtype=torch.uint8, generator=source)
+        return frechet_from_features(extract(self.feature, noise), self.points)
+
+
+def distances(pipe: Pipeline, data: Data, rows: Sequence[Row], ruler: Ruler) -> dict[str, Any]:
+    """The table of distances of the samplers of a recipe, from the same seeds for all."""
+
+    began, table, last = time.process_time(), [], {}
+
+    for row in rows:
+        for steps in row.steps:
+            call = {"sampler": row.sampler, "steps": steps, **dict(row.options)}
+            drawn = pipe(data.samples, seed=HELD_OUT, **call)
+            last = ruler(drawn.uint8)
+            table.append({"sampler": row.sampler, "steps": steps, "nfe": drawn.nfe, **last})
+
+    floor = last["floor"]
+    return {
+        "feature": ruler.feature.name,
+        "digest": ruler.feature.digest,
+        "samples": data.samples,
+        "reference": len(ruler.data),
+        "points": last["points"],
+        "first_seed": HELD_OUT,
+        "floor": floor,
+        "noise_over_floor": ruler.noise(data.samples) / floor,
+        "table": [_kept(cell) for cell in table],
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+def _kept(cell: dict[str, Any]) -> dict[str, Any]:
+    """A cell of the table without what all of them share."""
+
+    return {k: v for k, v in cell.items() if k not in ("floor", "points")}
+
+
+# ----------------------------------------------------------------------------------- the search
+
+
+def searched(
+    pipe: Pipeline, nfe: int, data: Data, budget: Budget, ruler: Ruler, cache: Path
+) -> tuple[SolverSchedule, dict[str, Any]]:
+    """A schedule with a number of calls, and how it was found and measured.
+
+    What is known is ranked by its error to a teacher on few samples, and gradients refine the best
+    of it by the same error. Those, and the best presets, are ranked again by the distance to the
+    data, and an evolution goes on from them by that distance. The best of ours and of the presets
+    are compared on seeds of their own, and one of each is measured on the seeds of the report.
+    """
+
+    began = time.process_time()
+    seeds = split(max(budget.samples, 2 * budget.batch), budget.final, data.samples, 1)
+    teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
+    shared = {"teacher": teacher, "cache": cache, "batch_size": budget.batch_size}
+    near = Problem(pipe, seeds, "error", **shared)
+    far = Problem(pipe, seeds, "frechet", data=ruler.data, **shared)
+    space = SolverSpace(pipe.denoiser.path, nfe)
+
+    known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
+    count = len(list(presets(pipe.denoiser.path, nfe)))
+    theirs = _halved(known[:count], near, budget.rungs)
+    others = _halved(known[count:], near, budget.rungs)
+
+    def legal(pairs: Sequence[tuple[str, Solver]]) -> list[tuple[str, SolverSchedule]]:
+        return [(n, s) for n, s in pairs if isinstance(s, SolverSchedule) and space.legal(s)]
+
+    train, check = seeds.search[: 2 * budget.batch], seeds.final[:CHECK]
+    refined = descend(
+        [s for _, s in legal(theirs)[:1] + legal(others)[:1]],
+        near.population(train),
+        near.target(train),
+        starts=1,
+        iterations=budget.iterations,
+        batch_size=budget.batch,
+        check=(near.population(check), near.target(check)),
+    )
+    aim = Cached(far.scored(seeds.search[: budget.samples]))
+    theirs = _ranked(theirs, aim)
+    first = [("gradient", refined[0].solver), *legal(theirs), *legal(others)[: budget.others]]
+    first = _ranked(first, aim)
+    archive = plain(
+        space, aim, budget=len(first) + budget.evaluations, seeds=first, seed=0, fresh=0.0
+    )
+    ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)]
+
+    score = Cached(far.scored(seeds.final))
+    theirs = theirs[: budget.finalists]
+    origin, schedule = _ranked([*ours, *legal(theirs)], score)[0]
+    name, preset = _ranked(theirs, score)[0]
+    on_check = near.scored(check)([schedule, preset])
+    held = range(HELD_OUT, HELD_OUT + data.samples)
+    population = far.population(held)
+    drawn = dict(population([schedule, preset]))
+    own, other = (ruler(far.decoded(drawn[i])) for i in (0, 1))
+    again = Ruler(ruler.data, seed=1)
+    ours_again, theirs_again = (again(far.decoded(drawn[i])) for i in (0, 1))
+    return schedule, {
+        "nfe": nfe,
+        "origin": origin,
+        "over_floor": own["over_floor"],
+        "spread": own["spread"],
+        "preset": name,
+        "preset_over_floor": other["over_floor"],
+        "preset_spread": other["spread"],
+        "other_feature": again.feature.name,
+        "other_over_floor": ours_again["over_floor"],
+        "other_preset_over_floor": theirs_again["over_floor"],
+        "error": on_check[0],
+        "preset_error": on_check[1],
+        "teacher": list(TEACHER),
+        "budget": asdict(budget),
+        "presets": count,
+        "seed": 0,
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+def _few(problem: Problem, n: int) -> tuple[Tensor, dict[str, Any]]:
+    """The noise and the conditions of a few samples of the search."""
+
+    population = problem.population(problem.seeds.search)
+    return population.z[:n], {k: v[:n] for k, v in population.cond.items()}
+
+
+def _halved(
+    known: Sequence[tuple[str, Solver]], problem: Problem, rungs: Sequence[tuple[int, int]]
+) -> list[tuple[str, Solver]]:
+    """What is left after successive halving, the best first."""
+
+    left = list(known)
+
+    for count, samples in rungs:
+        left = _ranked(left[:count], problem.scored(problem.seeds.search[:samples]))
+
+    return left
+
+
+def _ranked(
+    candidates: Sequence[tuple[str, Solver]], score: Callable[[Sequence[Solver]], list[float]]
+) -> list[tuple[str, Any]]:
+    """Candidates by their score, the best first; those without a finite one are left out."""
+
+    values = score([s for _, s in candidates])
+    order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
+    return [candidates[i] for _, i in order]
