@@ -121,7 +121,10 @@ SCENES = {
         lambda names: 0 < names["found"].saved < 1,
     ),
     "solvers.md": Scene(
-        {"reference(256)": "reference(16)", "images, resume": "images, points=24, samples=8, resume"},
+        {
+            "reference(256)": "reference(16)",
+            "images, resume": "images, points=24, samples=8, resume",
+        },
         "commands",
     ),
 }
@@ -239,7 +242,9 @@ def test_every_command_parses(page, monkeypatch, capsys):
 def test_the_pages_show_the_commands():
     """Each command stands in a page, so that one who looks for it finds an example."""
 
-    lines = [b.text for page in [README, *PAGES] for b in book.blocks(page) if b.language == "bash"]
+    lines = [
+        b.text for page in [README, *PAGES] for b in book.blocks(page) if b.language == "bash"
+    ]
     text = "\n".join(lines)
     assert [c for c in COMMANDS if not re.search(rf"(genflow|\.py) {c}\b", text)] == []
 
@@ -250,7 +255,9 @@ def test_the_pages_show_the_commands():
 def test_links_lead_somewhere(page):
     for file, anchor in book.links(page):
         target = (page.parent / file).resolve() if file else page
-        made = target.parent == ROOT / "docs/reference" and (ROOT / "genflow" / target.stem).is_dir()
+        made = (
+            target.parent == ROOT / "docs/reference" and (ROOT / "genflow" / target.stem).is_dir()
+        )
         assert target.exists() or made, f"{name(page)} links to {file}"
         if anchor and target.suffix == ".md":
             assert anchor in book.anchors(target), f"{name(page)} links to {file}#{anchor}"
@@ -294,8 +301,10 @@ def test_the_config_of_features_trains_and_carries(tmp_path, monkeypatch):
 def test_a_page_that_is_wrong_is_noticed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = tmp_path / "x.md"
-    page.write_text('```python\na = 1\n```\n\n```yaml title="b.yaml"\nc: 2\n```\n\n'
-                    "<!-- not run: for show -->\n```python\n1 / 0\n```\n")
+    page.write_text(
+        '```python\na = 1\n```\n\n```yaml title="b.yaml"\nc: 2\n```\n\n'
+        "<!-- not run: for show -->\n```python\n1 / 0\n```\n"
+    )
     assert book.run(page)["a"] == 1 and Path("b.yaml").read_text() == "c: 2\n"
     with pytest.raises(AssertionError, match="holds"):
         book.run(page, {"nowhere": ""})

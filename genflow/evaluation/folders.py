@@ -89,7 +89,7 @@ def claim(
 
     i, n = shard
     file = folder / ("meta.json" if n == 1 else f"meta-{i}-of-{n}.json")
-    prepare(folder, file, settings, n, overwrite, resume)
+    prepare(folder, file, settings, shard, overwrite, resume)
 
     if overwrite:
         for part in PARTS:
