@@ -275,7 +275,9 @@ def _reduced(
 
     with turn(folder, job.shard, alone) as mine:
         if not mine:
-            job.say(f"{folder}: another shard measures")
+            job.say(
+                f"{folder}: another shard measures; should it have been stopped, say --reduce true"
+            )
             return None
 
         records = [job.shards.record(c) for c in job.chunks]
