@@ -59,9 +59,7 @@ def named(
         return Arrays(text)
 
     known = ["digits", *LAWS, *SETS]
-    raise UserError(
-        f"data is '{text}', which is no folder and no file either{nearest(name, known)}"
-    )
+    raise UserError(f"data is no folder and no file, but '{text}'{nearest(name, known)}")
 
 
 def images_of(

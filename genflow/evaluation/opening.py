@@ -24,6 +24,8 @@ from genflow.pipelines.conditions import round_in
 
 Named = str | os.PathLike[str]
 
+FILES = (".npz", ".npy", ".zip")
+
 
 def opened(
     what: Named | Tensor | DataModule | Source,
@@ -117,6 +119,11 @@ def opened_samples(
     """
 
     pipe = what if isinstance(what, Pipeline) else None
+
+    file = Path(what) if isinstance(what, (str, os.PathLike)) else Path()
+
+    if file.suffix in FILES and not file.is_file():
+        raise UserError(f"samples '{what}' is not there: give a file that is.")
 
     if isinstance(what, (str, os.PathLike)) and _is_pipeline(Path(what)):
         pipe = Pipeline.from_pretrained(what, device=device)

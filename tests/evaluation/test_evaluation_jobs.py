@@ -232,9 +232,22 @@ def test_a_wrong_file_of_weights_is_no_absence(pipe, tmp_path):
     assert not isinstance(caught.value, Absent)
 
 
-def test_few_images_are_flagged():
+def test_few_images_are_flagged_and_one_is_refused(monkeypatch):
     report = run(pictures(10, channels=1))
     assert any("samples" in w and "10" in w for w in report["warnings"])
+    monkeypatch.setattr(Job, "look", lambda *a: pytest.fail("too late"))
+    for x, y, words in ((DATA[:1], DATA, "1 samples"), (DATA, DATA[:1], "1 data")):
+        with pytest.raises(UserError, match=f"there are {words}: a distance needs 2"):
+            run(x, y)
+    for halvings in (1, -1):
+        with pytest.raises(UserError, match=f"halvings is {halvings}: 2 or more are needed"):
+            run(DATA, halvings=halvings)
+
+
+def test_a_fresh_reference_has_floors_whatever_the_metric():
+    for halvings in (2, 0):
+        entry = run(DATA[:30], halvings=halvings)["measures"]["random-conv"]["metrics"]["frechet"]
+        assert (entry["floor"] is None) == (entry["ratio"] is None) == (halvings == 0)
 
 
 def test_files_left_out_are_counted_in_the_report(tmp_path):
@@ -244,4 +257,5 @@ def test_files_left_out_are_counted_in_the_report(tmp_path):
         run(folder)
     report = run(folder, skip_unreadable=True)
     assert report["samples"]["unreadable"] == ["0002.png"] and report["counts"]["samples"] == 11
-    assert "samples: 1 files could not be decoded and are left out." in report["warnings"]
+    left = "samples: 1 of 12 files cannot be decoded and are left out (0002.png)."
+    assert left in report["warnings"]
