@@ -20,6 +20,8 @@ import yaml
 
 from genflow.cli import COMMANDS, main
 from genflow.gradients import classifiers
+from genflow.metrics import METRICS
+from genflow.metrics.features import REGISTRY
 from genflow.models import Karras, Preconditioned, Rectified, StudentT
 from genflow.nn import UNet
 from genflow.pipelines import Pipeline
@@ -27,6 +29,7 @@ from genflow.solvers import PRESETS, schedule_for
 
 ROOT, PAGES = book.ROOT, book.PAGES
 README = ROOT / "README.md"
+EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 
 PAIRS = ["--pairs", "16", "--steps", "2", "--sampler", "heun", "--sampler_steps", "1"]
 ONCE = ["--iterations", "1", "--steps", "2", "--batch_size", "2", "--n", "2"]
@@ -36,7 +39,7 @@ QUICK = {
         *("--trainer.enable_progress_bar", "false", "--ema.decay", "0.5"),
     ],
     "generate": ["--n", "4"],
-    "evaluate": ["--steps", "2"],
+    "evaluate": ["--halvings", "0"],
     "translate": ["--n", "4", "--steps", "2"],
     "likelihood": ["--n", "2", "--rtol", "1", "--atol", "1"],
     "flow-report": ["--n", "4", "--steps", "2"],
@@ -82,6 +85,19 @@ SCENES = {
         },
         "all",
         lambda names: len(names["task"].held) == 4,
+    ),
+    "evaluation.md": Scene(
+        {
+            "max_steps: 1500": "max_steps: 2",
+            "n: 1000": "n: 8",
+            '"recall"], ': '"recall"], repeats=2, ',
+        },
+        "all",
+        lambda names: (
+            set(METRICS) | set(REGISTRY) <= set(re.findall(r"^\| `([\w-]+)` \|", EVALUATION, re.M))
+            and names["result"]["metrics"]["frechet"]["ratio"] > 5
+            and names["report"]["counts"]["samples"] == 200
+        ),
     ),
     "flows.md": Scene(
         {

@@ -91,7 +91,8 @@ def _warnings(
             named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
             found = len(left) + record["count"]
             said.append(
-                f"{side}: {len(left)} of {found} files cannot be decoded and are left out ({named})."
+                f"{side}: {len(left)} of {found} files cannot be decoded and are left out "
+                f"({named})."
             )
     said += [
         f"{name}: no floors, since only the moments of the reference are stored; make it again "
