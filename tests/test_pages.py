@@ -39,7 +39,7 @@ QUICK = {
         *("--trainer.enable_progress_bar", "false", "--ema.decay", "0.5"),
     ],
     "generate": ["--n", "4"],
-    "evaluate": ["--halvings", "0"],
+    "evaluate": ["--halvings", "0", "--feature", "random-conv"],
     "translate": ["--n", "4", "--steps", "2"],
     "likelihood": ["--n", "2", "--rtol", "1", "--atol", "1"],
     "flow-report": ["--n", "4", "--steps", "2"],
