@@ -7,10 +7,10 @@
     python benchmarks/run.py --render        no runs: tables from the results that are there
     python benchmarks/run.py --list
 
-Each benchmark is a process of its own, one after the other, and writes ``results/NAME.json``. What
-ran with reduced options goes to ``results/quick`` and never into the page, unless ``--keep`` says
-that it takes the place of the full results. A benchmark that fails, or lacks what it needs, is told
-of at the end, and the others go on. Pipelines are those of the zoo.
+Each benchmark is a process of its own, one after the other, and writes ``results/NAME.json``.
+What ran with reduced options goes to ``results/quick`` and never into the page, unless ``--keep``
+says that it takes the place of the full results. A benchmark that fails, or lacks what it needs,
+is told of at the end, and the others go on. Pipelines are those of the zoo.
 """
 
 import argparse
