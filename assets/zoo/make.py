@@ -18,15 +18,15 @@ import argparse
 from collections.abc import Callable, Sequence
 from functools import partial
 import json
+import os
 from pathlib import Path
 import shutil
 import subprocess
 import sys
-import time
 import warnings
 
 from cards import assemble
-from measuring import Ruler, distances, searched
+from measuring import BRED, UNSEEN, Ruler, distances, searched
 from recipes import RECIPES, Recipe
 
 from genflow.cli import main as genflow
@@ -95,13 +95,14 @@ def measured(recipe: Recipe, options: argparse.Namespace, stages: Sequence[str])
         return
 
     pipe = Pipeline.from_pretrained(work / "pipeline")
-    ruler = Ruler(recipe.data.reference(options.fashion))
+    data = recipe.data.reference(options.fashion)
+    rulers = [Ruler(data, feature) for feature in (BRED, UNSEEN)]
 
     def rows() -> None:
-        _save(table, distances(pipe, recipe.data, recipe.rows, ruler))
+        _save(table, distances(pipe, recipe.data, recipe.rows, rulers))
 
     def schedule(nfe: int) -> None:
-        found, report = searched(pipe, nfe, recipe.data, recipe.search, ruler, work / "cache")
+        found, report = searched(pipe, nfe, recipe.data, recipe.search, rulers, work / "cache")
         found.save(work / f"schedules/{nfe}.json", pipe.denoiser.path)
         _save(work / f"searches/{nfe}.json", report)
 
@@ -118,10 +119,10 @@ def _save(file: Path, record: dict) -> None:
 def _told(recipe: Recipe, stage: str, run: Callable[[], None]) -> None:
     """Runs a stage and says how long it took."""
 
-    began = time.process_time()
+    began = sum(os.times()[:4])  # with that of children
     print(f"{recipe.name}: {stage} ...", flush=True)
     run()
-    print(f"{recipe.name}: {stage}, {time.process_time() - began:.0f} CPU s", flush=True)
+    print(f"{recipe.name}: {stage}, {sum(os.times()[:4]) - began:.0f} CPU s", flush=True)
 
 
 def made(recipe: Recipe, options: argparse.Namespace) -> None:

@@ -35,18 +35,20 @@ CHECK = 32
 
 TEACHER = ("heun", 24)
 
+BRED, UNSEEN = "random-conv", "genflow-small"
+"""The feature that searches minimise, and one that has no part in them: both are reported."""
+
 
 class Ruler:
     """The distance of samples to data, on a fixed feature of which the data's part is kept.
 
     Args:
         data: The images in uint8, with shape (m, C, H, W).
-        seed: The seed of the random net.
+        feature: The name of the feature.
     """
 
-    def __init__(self, data: Tensor, seed: int = 0) -> None:
-        c, side, _ = shape = tuple(data.shape[1:])
-        self.feature = features(f"random-conv-{c}x{side}-{seed}", shape)
+    def __init__(self, data: Tensor, feature: str = BRED) -> None:
+        self.feature = features(feature, tuple(data.shape[1:]))
         self.data, self.points = data, extract(self.feature, data)
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
@@ -72,7 +74,9 @@ class Ruler:
         return frechet_from_features(extract(self.feature, noise), self.points)
 
 
-def distances(pipe: Pipeline, data: Data, rows: Sequence[Row], ruler: Ruler) -> dict[str, Any]:
+def distances(
+    pipe: Pipeline, data: Data, rows: Sequence[Row], rulers: Sequence[Ruler]
+) -> dict[str, Any]:
     """The table of distances of the samplers of a recipe, from the same seeds for all."""
 
     began, table, last = time.process_time(), [], {}
@@ -81,26 +85,30 @@ def distances(pipe: Pipeline, data: Data, rows: Sequence[Row], ruler: Ruler) -> 
         for steps in row.steps:
             call = {"sampler": row.sampler, "steps": steps, **dict(row.options)}
             drawn = pipe(data.samples, seed=HELD_OUT, **call)
-            last = ruler(drawn.uint8)
-            table.append({"sampler": row.sampler, "steps": steps, "nfe": drawn.nfe, **last})
+            last = {ruler.feature.name: ruler(drawn.uint8) for ruler in rulers}
+            found = {name: _kept(cell) for name, cell in last.items()}
+            table.append({"sampler": row.sampler, "steps": steps, "nfe": drawn.nfe, **found})
 
-    floor = last["floor"]
     return {
-        "feature": ruler.feature.name,
-        "digest": ruler.feature.digest,
+        "features": {
+            ruler.feature.name: {
+                "digest": ruler.feature.digest,
+                "floor": last[ruler.feature.name]["floor"],
+                "noise_over_floor": ruler.noise(data.samples) / last[ruler.feature.name]["floor"],
+            }
+            for ruler in rulers
+        },
         "samples": data.samples,
-        "reference": len(ruler.data),
-        "points": last["points"],
+        "reference": len(rulers[0].data),
+        "points": last[rulers[0].feature.name]["points"],
         "first_seed": HELD_OUT,
-        "floor": floor,
-        "noise_over_floor": ruler.noise(data.samples) / floor,
-        "table": [_kept(cell) for cell in table],
+        "table": table,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
 
 def _kept(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell of the table without what all of them share."""
+    """A measurement without what all of them share."""
 
     return {k: v for k, v in cell.items() if k not in ("floor", "points")}
 
@@ -109,7 +117,7 @@ def _kept(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def searched(
-    pipe: Pipeline, nfe: int, data: Data, budget: Budget, ruler: Ruler, cache: Path
+    pipe: Pipeline, nfe: int, data: Data, budget: Budget, rulers: Sequence[Ruler], cache: Path
 ) -> tuple[SolverSchedule, dict[str, Any]]:
     """A schedule with a number of calls, and how it was found and measured.
 
@@ -124,7 +132,7 @@ def searched(
     teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
     shared = {"teacher": teacher, "cache": cache, "batch_size": budget.batch_size}
     near = Problem(pipe, seeds, "error", **shared)
-    far = Problem(pipe, seeds, "frechet", data=ruler.data, **shared)
+    far = Problem(pipe, seeds, "frechet", data=rulers[0].data, feature=BRED, **shared)
     space = SolverSpace(pipe.denoiser.path, nfe)
 
     known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
@@ -162,20 +170,18 @@ def searched(
     held = range(HELD_OUT, HELD_OUT + data.samples)
     population = far.population(held)
     drawn = dict(population([schedule, preset]))
-    own, other = (ruler(far.decoded(drawn[i])) for i in (0, 1))
-    again = Ruler(ruler.data, seed=1)
-    ours_again, theirs_again = (again(far.decoded(drawn[i])) for i in (0, 1))
+    pictures = [far.decoded(drawn[i]) for i in (0, 1)]
     return schedule, {
         "nfe": nfe,
         "origin": origin,
-        "over_floor": own["over_floor"],
-        "spread": own["spread"],
         "preset": name,
-        "preset_over_floor": other["over_floor"],
-        "preset_spread": other["spread"],
-        "other_feature": again.feature.name,
-        "other_over_floor": ours_again["over_floor"],
-        "other_preset_over_floor": theirs_again["over_floor"],
+        "measured": {
+            ruler.feature.name: {
+                who: _kept(ruler(x))
+                for who, x in zip(("searched", "preset"), pictures, strict=True)
+            }
+            for ruler in rulers
+        },
         "error": on_check[0],
         "preset_error": on_check[1],
         "teacher": list(TEACHER),

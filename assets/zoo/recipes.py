@@ -104,7 +104,7 @@ class Budget:
     """
 
     counts: tuple[int, ...] = (3, 5, 8, 10)
-    rungs: tuple[tuple[int, int], ...] = ((10_000, 2), (40, 8), (10, 32))
+    rungs: tuple[tuple[int, int], ...] = ((10_000, 2), (40, 8), (16, 32))
     iterations: int = 25
     batch: int = 32
     others: int = 4
