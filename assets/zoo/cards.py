@@ -305,16 +305,19 @@ def _schedules(card: dict[str, Any]) -> str:
             theirs, ours = (found["measured"][name][k]["over_floor"] for k in WHO)
             cells += [_ratio(theirs), _ratio(ours), f"{ours / theirs:.2f}"]
         rows.append(cells)
-    budget, (sampler, steps) = first["budget"], first["teacher"]
+    budget = first["budget"]
+    rungs = ", then ".join(
+        f"{'all' if n > first['presets'] else n} on {samples}" for n, samples in budget["rungs"]
+    )
     told = (
         "Distances ÷ floor as above. `schedules/N.json` was searched with N calls: "
-        f"{first['presets']} presets on all grids, and those on the "
-        f"times of Beta, AYS and GITS, were ranked by the error to a teacher ({sampler}, {steps} "
-        f"steps); the nearest was refined by {budget['iterations']} gradient steps, and from the "
-        f"best of all {budget['evaluations']} children were bred by the distance to the data on "
-        f"{budget['samples']} samples, with `{bred}`. Ours and the best preset were both chosen "
-        f"on {budget['final']} other samples, and are measured here on seeds that neither has "
-        f"seen. `{unseen}` had no part in the search."
+        f"{first['presets']} presets on all grids, and those on the times of Beta, AYS and GITS, "
+        f"were ranked by the distance to the data with `{bred}`: {rungs} samples; from the best "
+        f"{budget['parents']}, {budget['children']} children were bred by it on "
+        f"{budget['samples']} samples. Ours and the best presets were compared on "
+        f"{budget['final']:,} other samples; what was chosen is measured here on seeds that "
+        "neither has seen, and is a preset itself where nothing was better. "
+        f"`{unseen}` had no part in the search."
     )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 

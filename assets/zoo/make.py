@@ -11,7 +11,8 @@ run that was stopped goes on: ``pipeline/`` (trained, or copied from where ``--f
 ``distances.json``, ``schedules/N.json`` with ``searches/N.json``, and at the end the folder of
 the model in ``assets/zoo``. Reflow and distillation need the model that they start from, made or
 given.
-``--stages`` does only some of them; ``--again`` writes finished folders anew from what there is.
+``--stages`` does only some of them, ``--counts`` searches only for some numbers of calls, and
+``--again`` writes finished folders anew from what there is.
 """
 
 import argparse
@@ -88,7 +89,8 @@ def measured(recipe: Recipe, options: argparse.Namespace, stages: Sequence[str])
     work = options.work / recipe.name
     table = work / "distances.json"
     counts = recipe.search.counts if recipe.search is not None and "search" in stages else ()
-    left = [n for n in counts if not (work / f"searches/{n}.json").exists()]
+    wanted = [n for n in counts if options.counts is None or n in options.counts]
+    left = [n for n in wanted if not (work / f"searches/{n}.json").exists()]
     plain = "distances" in stages and not table.exists()
 
     if recipe.kind == "bridge" or not (left or plain):
@@ -151,6 +153,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="runs/zoo by default")
     parser.add_argument("--output", type=Path, help="assets/zoo by default")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
+    parser.add_argument("--counts", nargs="+", type=int, help="search these numbers of calls only")
     parser.add_argument("--again", action="store_true", help="write finished folders anew")
     parser.add_argument("--quick", action="store_true", help="tiny numbers, in runs/zoo-quick")
     parser.add_argument("--list", action="store_true", help="list the models, and stop")

@@ -20,7 +20,6 @@ from genflow.metrics.frechet import frechet_from_features
 from genflow.pipelines import Pipeline
 from genflow.search.population import Solver
 from genflow.search.recipes import plain
-from genflow.search.refine import descend
 from genflow.search.score import Cached, split
 from genflow.search.seeds import presets, seeds_for
 from genflow.search.teachers import Teacher
@@ -31,7 +30,7 @@ HELD_OUT = 10**6
 """The first seed of the samples that are reported."""
 
 CHECK = 32
-"""The samples on which gradient steps are watched."""
+"""The samples on which the error to the teacher is told."""
 
 TEACHER = ("heun", 24)
 
@@ -121,14 +120,15 @@ def searched(
 ) -> tuple[SolverSchedule, dict[str, Any]]:
     """A schedule with a number of calls, and how it was found and measured.
 
-    What is known is ranked by its error to a teacher on few samples, and gradients refine the best
-    of it by the same error. Those, and the best presets, are ranked again by the distance to the
-    data, and an evolution goes on from them by that distance. The best of ours and of the presets
-    are compared on seeds of their own, and one of each is measured on the seeds of the report.
+    Everything that is known, presets and others, is ranked by the distance to the data on few
+    samples, the better part on more, and the best again on more. An evolution goes on from the
+    best by that distance. The best of ours and of the presets are compared on seeds of their own,
+    and one of each is measured on the seeds of the report. What is found may be a preset.
     """
 
     began = time.process_time()
-    seeds = split(max(budget.samples, 2 * budget.batch), budget.final, data.samples, 1)
+    most = max(budget.samples, *(samples for _, samples in budget.rungs))
+    seeds = split(most, budget.final, data.samples, 1)
     teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
     shared = {"teacher": teacher, "cache": cache, "batch_size": budget.batch_size}
     near = Problem(pipe, seeds, "error", **shared)
@@ -137,28 +137,17 @@ def searched(
 
     known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
     count = len(list(presets(pipe.denoiser.path, nfe)))
-    theirs = _halved(known[:count], near, budget.rungs)
-    others = _halved(known[count:], near, budget.rungs)
+    theirs = _halved(_distinct(known[:count], near), far, budget.rungs)
+    others = _halved(_distinct(known[count:], near), far, budget.rungs[:-1])
 
     def legal(pairs: Sequence[tuple[str, Solver]]) -> list[tuple[str, SolverSchedule]]:
         return [(n, s) for n, s in pairs if isinstance(s, SolverSchedule) and space.legal(s)]
 
-    train, check = seeds.search[: 2 * budget.batch], seeds.final[:CHECK]
-    refined = descend(
-        [s for _, s in legal(theirs)[:1] + legal(others)[:1]],
-        near.population(train),
-        near.target(train),
-        starts=1,
-        iterations=budget.iterations,
-        batch_size=budget.batch,
-        check=(near.population(check), near.target(check)),
-    )
     aim = Cached(far.scored(seeds.search[: budget.samples]))
-    theirs = _ranked(theirs, aim)
-    first = [("gradient", refined[0].solver), *legal(theirs), *legal(others)[: budget.others]]
-    first = _ranked(first, aim)
+    first = [*legal(theirs)[: budget.parents], *legal(others)[: budget.parents]]
+    first = _ranked(first, aim)[: budget.parents]
     archive = plain(
-        space, aim, budget=len(first) + budget.evaluations, seeds=first, seed=0, fresh=0.0
+        space, aim, budget=len(first) + budget.children, seeds=first, seed=0, fresh=0.0
     )
     ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)]
 
@@ -166,6 +155,7 @@ def searched(
     theirs = theirs[: budget.finalists]
     origin, schedule = _ranked([*ours, *legal(theirs)], score)[0]
     name, preset = _ranked(theirs, score)[0]
+    check = seeds.final[:CHECK]
     on_check = near.scored(check)([schedule, preset])
     held = range(HELD_OUT, HELD_OUT + data.samples)
     population = far.population(held)
@@ -197,6 +187,19 @@ def _few(problem: Problem, n: int) -> tuple[Tensor, dict[str, Any]]:
 
     population = problem.population(problem.seeds.search)
     return population.z[:n], {k: v[:n] for k, v in population.cond.items()}
+
+
+def _distinct(known: Sequence[tuple[str, Solver]], problem: Problem) -> list[tuple[str, Solver]]:
+    """Only the first of those that are one solver under several names, as at few calls."""
+
+    errors = problem.scored(problem.seeds.search[:2])([s for _, s in known])
+    first: dict[str, tuple[str, Solver]] = {}
+
+    for pair, value in zip(known, errors, strict=True):
+        if math.isfinite(value):
+            first.setdefault(f"{value:.5g}", pair)
+
+    return list(first.values())
 
 
 def _halved(
