@@ -90,6 +90,7 @@ SCENES = {
     ),
     "evaluation.md": Scene(
         {
+            "Digits().reference()": "Digits().reference()[:400]",
             "max_steps: 1500": "max_steps: 2",
             "n: 1000": "n: 8",
             '"recall"], ': '"recall"], repeats=2, ',
@@ -115,7 +116,6 @@ SCENES = {
     ),
     "embedding.md": Scene({"iterations=60": "iterations=2"}, "all"),
     "evaluate.md": Scene({"pipe(500": "pipe(100"}, "all"),
-    "evaluation.md": Scene({"Digits().reference()": "Digits().reference()[:400]"}),
     "gradients.md": Scene(
         true=lambda names: names["x"].grad.any() and names["y"].requires_grad,
     ),
