@@ -15,7 +15,7 @@ demo: install
 	@echo "picture: out/digits/grid.png"
 
 test: install-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: install-dev
 	$(BIN)/ruff check .
