@@ -39,7 +39,7 @@ QUICK = {
     ],
     "generate": ["--n", "4"],
     "pairs": ["--n", "16", "--steps", "1"],
-    "evaluate": ["--steps", "2"],
+    "evaluate": ["--steps", "2", "--n", "64", "--halvings", "2"],
     "translate": ["--n", "4", "--steps", "2"],
     "likelihood": ["--n", "2", "--rtol", "1", "--atol", "1"],
     "flow-report": ["--n", "4", "--steps", "2"],
