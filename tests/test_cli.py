@@ -58,6 +58,17 @@ def test_help_and_version_do_not_import_torch(arguments):
     assert "genflow" in done.stdout
 
 
+def test_the_help_of_training_is_ours(capsys):
+    """Its name and its sections; and no optimiser beside the one of the model."""
+
+    with pytest.raises(SystemExit, match="0"):
+        main(["fit", "--help"])
+    text = capsys.readouterr().out
+    assert text.startswith("usage: genflow fit ") and "Train a model from a config" in text
+    assert "The model: a network" in text and "<class" not in text
+    assert "--optimizer" not in text and "--lr_scheduler" not in text
+
+
 def test_help_names_every_command(capsys):
     assert main(["--help"]) == 0
     out, _ = said(capsys)

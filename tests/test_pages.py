@@ -198,6 +198,7 @@ def desk(tmp_path, monkeypatch):
     tiny(Karras(noise=StudentT(128))).save(tmp_path / "runs/digits-pfgmpp/pipeline")
     stock(tmp_path / "zoo" / "digits-1rf")
     monkeypatch.setenv("GENFLOW_ZOO", str(tmp_path / "zoo"))
+    monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path / "cache"))
     fast = partial(classifiers.fit_classifier, steps=10)
     monkeypatch.setattr(classifiers, "fit_classifier", fast)
     monkeypatch.setattr(logging, "raiseExceptions", False)  # its stream was captured elsewhere
@@ -241,7 +242,7 @@ def test_a_long_page_runs(page, desk):
 def test_the_readme_runs(desk):
     """Its Python; the commands are those of the pages, and are parsed below."""
 
-    names = book.run(README, shell=False)
+    names = book.run(README, {"epsilon=0.5,": "epsilon=0.5, steps=20,"}, shell=False)
     assert names["x"].grad.any() and names["path"].shape == (5, 2000, 2)
     assert Path("three.png").exists() and Path("three.json").exists()
 
@@ -323,6 +324,7 @@ def test_the_navigation_names_every_page():
 # ------------------------------------------------------------------- what pages rely on
 
 
+@pytest.mark.slow
 def test_the_config_of_features_trains_and_carries(tmp_path, monkeypatch):
     """docs/flows.md: the features of a classifier, from files to files."""
 

@@ -32,7 +32,10 @@ NEEDED = (
 """The packages that genflow cannot do without."""
 
 OPTIONAL = {
-    "transformers": ("pipelines that draw from text", "pip install 'genflow[sd]'"),
+    "transformers": (
+        "pipelines that draw from text, DINOv2 and CLIP as features",
+        "pip install 'genflow[sd]'",
+    ),
     "optuna": ("searching for schedules", "pip install 'genflow[search]'"),
     "cmaes": ("searching for times with CMA-ES", "pip install 'genflow[search]'"),
     "POT": ("coupling by Sinkhorn's algorithm", "pip install POT"),
@@ -118,9 +121,11 @@ def _devices() -> dict[str, Any]:
         page = os.sysconf("SC_PAGE_SIZE")
         found["cpu"]["memory"] = _gigabytes(page * os.sysconf("SC_PHYS_PAGES"))
 
-    found["cuda"] = torch.version.cuda or "not built in"
+    count = torch.cuda.device_count()
+    seen = "" if count else ", and no GPU is seen"
+    found["cuda"] = f"{torch.version.cuda}{seen}" if torch.version.cuda else "not built in"
 
-    for k in range(torch.cuda.device_count()):
+    for k in range(count):
         free, total = torch.cuda.mem_get_info(k)
         found[f"cuda:{k}"] = {
             "name": torch.cuda.get_device_name(k),
@@ -148,17 +153,23 @@ def _threads() -> dict[str, Any]:
 
 
 def _caches() -> dict[str, dict[str, Any]]:
-    """Where downloads are kept, how much of them there is, and what."""
+    """Where weights and references are kept, how much of them there is, and what."""
 
     from huggingface_hub import constants
     import torch
 
+    from genflow.metrics.weights import cache_folder
+    from genflow.shelves import models
+
     places = {
+        "genflow": cache_folder(),
         "Hugging Face": Path(constants.HF_HUB_CACHE),
         "torch hub": Path(torch.hub.get_dir()),
-        "torch compile": Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _inductor()),
     }
-    return {name: _held(place) for name, place in places.items()}
+    compiled = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or _inductor())
+    found = {name: _held(place) for name, place in places.items()}
+    found["torch compile"] = {k: v for k, v in _held(compiled).items() if k != "holds"}
+    return {**found, "zoo": {"models": ", ".join(models()) or "none"}}
 
 
 def _inductor() -> str:

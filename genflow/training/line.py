@@ -50,6 +50,23 @@ TRAINER = {
 }
 """What differs from Lightning's own defaults."""
 
+ABOUT = """\
+Train a model from a config file, then save it as a pipeline. Complete configs are in the folder
+configs; --model.help NAME and --data.help NAME list what a model or a data set takes."""
+
+
+SECTIONS = {
+    "trainer": "Lightning's trainer",
+    "model": "The model: a network, and how it is trained",
+    "data": "The data",
+    "ema": "The average of the weights, from which the pipeline is made",
+    "grid": "Grids of samples: samples/step-000001000.png and so on, and in TensorBoard",
+    "evaluate": 'Distances of samples to the data, logged as "eval/fd" and the like',
+    "guard": "The guard, which stops a run whose loss is no longer finite",
+    "checkpoint": "Checkpoints",
+}
+"""What the sections of a config are called in the help."""
+
 
 class TrainingLine(LightningCLI):
     """LightningCLI with a run folder, and with the callbacks of this package."""
@@ -83,6 +100,9 @@ class TrainingLine(LightningCLI):
         parser.add_lightning_class_args(SafeCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.every_n_train_steps": 1000, "checkpoint.save_last": True})
         parser.set_defaults({"evaluate.every": 0})  # only where a config asks for it
+
+        for section, title in SECTIONS.items():
+            parser.groups[section].title = title
 
     def before_instantiate_classes(self) -> None:
         """Points loggers and checkpoints at the run folder, and counts who was launched."""
@@ -203,7 +223,8 @@ def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Traine
             seed_everything_default=0,
             save_config_callback=SaveConfigCallback,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"exit_on_error": False},
+            parser_kwargs={"exit_on_error": False, "prog": "genflow fit", "description": ABOUT},
+            auto_configure_optimizers=False,  # the modules know theirs
         )
     except (ArgumentError, ValueError) as error:
         raise _meant(error) from None

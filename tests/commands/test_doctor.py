@@ -24,7 +24,7 @@ def test_the_findings_as_json(capsys):
     assert found["devices"]["cpu"]["memory"].endswith(" GB")
     assert set(found["checks"].values()) == {"ok"} and len(found["checks"]) == 2
     assert found["healthy"] is True
-    assert {"Hugging Face", "torch hub"} <= set(found["caches"])
+    assert {"genflow", "Hugging Face", "torch hub", "zoo"} <= set(found["caches"])
 
 
 def test_the_findings_for_the_eye(capsys):
