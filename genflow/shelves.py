@@ -10,7 +10,7 @@ Wherever a pipeline is named, ``zoo:NAME`` is one of these; a file of its folder
 ``zoo:NAME/FILE``, as in ``zoo:digits-1rf/schedules/5.json``.
 """
 
-__all__ = ["CARD", "PREFIX", "card_of", "models", "places", "resolved", "shelf"]
+__all__ = ["CARD", "PREFIX", "card_of", "models", "nothing", "places", "resolved", "shelf"]
 
 import hashlib
 import json
@@ -58,6 +58,17 @@ def models() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def nothing() -> str:
+    """Where was looked, and what to do, for one who finds no models."""
+
+    where = " and ".join(f"'{place}'" for place in places())
+    return (
+        f"looked in {where}. Models come with the repository of genflow, not with the installed "
+        "package: clone it, and let the environment variable GENFLOW_ZOO name its folder "
+        f"assets/zoo, or copy models of it to '{places()[-1]}'."
+    )
+
+
 def shelf(name: str) -> Path:
     """The folder of a model, its weights checked against its card.
 
@@ -71,11 +82,7 @@ def shelf(name: str) -> Path:
     known = models()
 
     if not known:
-        where = ", ".join(f"'{place}'" for place in places())
-        raise UserError(
-            f"zoo model '{name}' is not here, nor is any other ({where} were looked at): clone "
-            "the repository of genflow, or let GENFLOW_ZOO name its folder assets/zoo."
-        )
+        raise UserError(f"zoo model '{name}' is not here, nor is any other; {nothing()}")
     if name not in known:
         raise UserError(f"zoo model is '{name}'{nearest(name, known)}")
 

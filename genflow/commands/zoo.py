@@ -9,13 +9,12 @@ def stock() -> None:
     """List the models that are here, with their parameters and what they are."""
 
     from genflow import zoo
-    from genflow.shelves import card_of, models, places
+    from genflow.shelves import card_of, models, nothing
 
     cards = {name: card_of(folder) for name, folder in models().items()}
 
     if not cards:
-        where = ", ".join(f"'{place}'" for place in places())
-        print(f"No models are here; looked at {where}.")
+        print(f"No models are here; {nothing()}")
         return
 
     width = max(map(len, cards))

@@ -129,7 +129,9 @@ def test_what_is_absent_or_broken_is_told_in_a_sentence(place, monkeypatch):
         zoo.card("plane")
 
     card.unlink()
-    with pytest.raises(UserError, match="'plane' is not here, nor is any other .*GENFLOW_ZOO"):
+    with pytest.raises(
+        UserError, match="'plane' is not here, nor is any other; looked in .*GENFLOW_ZOO"
+    ):
         zoo.load("plane")
     monkeypatch.setenv("GENFLOW_ZOO", str(place / "nowhere"))
     with pytest.raises(UserError, match="GENFLOW_ZOO is '.*nowhere', which is no folder"):
@@ -165,4 +167,5 @@ def test_the_command_lists_shows_and_copies(place, tmp_path, capsys, monkeypatch
     assert code == 0 and "copy" in out  # a copy is a model of the folder that it lies in
     (copy / "card.json").unlink()
     code, out, _ = run(capsys, "list")
-    assert code == 0 and out.startswith("No models are here; looked at ")
+    assert code == 0 and out.startswith("No models are here; looked in ")
+    assert "clone it, and let the environment variable GENFLOW_ZOO name" in out
