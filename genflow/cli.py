@@ -26,7 +26,7 @@ from genflow.commands.search import search
 from genflow.commands.suggest import suggest_d
 from genflow.commands.train import export, fit
 from genflow.console import flags, overview
-from genflow.errors import UserError, nearest
+from genflow.errors import UserError, brief, nearest
 from genflow.version import __version__
 
 
@@ -160,8 +160,7 @@ def _call(
     try:
         values = parser.parse_args(flags(arguments, switches))
     except ArgumentError as error:
-        text = " ".join(line.strip() for line in str(error).splitlines() if line.strip())
-        raise UserError(f"{text} (see {program} --help)") from None
+        raise UserError(f"{brief(str(error))} (see {program} --help)") from None
 
     given = {k: v for k, v in values.as_dict().items() if k != "config"}
     return command(**{kept[k].name if k in kept else k: v for k, v in given.items()})

@@ -82,7 +82,7 @@ def test_help_names_every_command(capsys):
         (["generat"], "did you mean 'generate'"),
         (["generate", "nowhere"], "pipeline 'nowhere' is no folder"),
         (["generate", "p", "--stepz", "3"], "unrecognized arguments: --stepz"),
-        (["generate", "p", "--steps", "many"], "many"),
+        (["generate", "p", "--steps", "many"], "steps: Expected a int. Got value: many (see"),
         (["generate", "p", "--n", "3", "--seeds", "1-3"], "n and seeds are both given"),
         (["evaluate", "p", "--data", "cifar"], "did you mean 'CIFAR10'"),
         (["evaluate", "p", "--data", "FashionMNIST:nowhere"], "nowhere"),
@@ -103,6 +103,7 @@ def test_bad_arguments_get_one_sentence_and_exit_code_2(arguments, words, capsys
         (["--model.init_args.net.init_args.features", "3"], "features to 2"),
         (["--data.init_args.name", "moon"], "moons"),
         (["--ema.decay", "2"], "decay is 2"),
+        (["--trainer.gradient_clip_algorithm", "max"], "max is invalid"),
         (["--trainer.max_stepz", "2"], "max_stepz"),
     ],
 )

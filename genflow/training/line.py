@@ -13,7 +13,6 @@ from importlib import import_module
 import logging
 import os
 from pathlib import Path
-import re
 from typing import Any
 import warnings
 
@@ -23,10 +22,11 @@ from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import torch
 
 from genflow.data.base import DataModule
-from genflow.errors import UserError
+from genflow.errors import UserError, brief
 from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
@@ -226,7 +226,7 @@ def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Traine
             parser_kwargs={"exit_on_error": False, "prog": "genflow fit", "description": ABOUT},
             auto_configure_optimizers=False,  # the modules know theirs
         )
-    except (ArgumentError, ValueError) as error:
+    except (ArgumentError, MisconfigurationException, ValueError) as error:
         raise _meant(error) from None
 
     config = line.config
@@ -267,15 +267,4 @@ def _meant(error: BaseException) -> UserError:
             return link
         link = link.__cause__ or link.__context__
 
-    return UserError(_short(str(error)))
-
-
-def _short(text: str) -> str:
-    """A parser's message in one line, without the alternatives that were never meant."""
-
-    line = " ".join(part.strip() for part in text.strip().splitlines() if part.strip())
-    line = re.sub(
-        r"Does not validate against any of the Union subtypes Subtypes: .*?Errors: ", "", line
-    )
-    line = re.sub(r" - Expected a <class 'NoneType'>.*", "", line)
-    return re.sub(r"Problem with given class_path '[^']*': ", "", line).replace(" - ", " ")
+    return UserError(brief(str(error)))
