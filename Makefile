@@ -6,7 +6,7 @@ export OMP_NUM_THREADS ?= 2
 export HF_HUB_OFFLINE ?= 1
 export GOMP_SPINCOUNT ?= 10000
 
-.PHONY: demo test lint install install-dev benchmark clean
+.PHONY: demo test lint docs install install-dev install-docs benchmark clean
 
 demo: install
 	$(BIN)/python train.py fit -c configs/rectified/digits.yaml --resume
@@ -21,8 +21,13 @@ lint: install-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: install-docs
+	$(BIN)/python -m mkdocs build --strict
+	@echo "pages: build/docs/index.html"
+
 install: $(VENV)/.installed
 install-dev: $(VENV)/.installed-dev
+install-docs: $(VENV)/.installed-docs
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -35,9 +40,12 @@ $(VENV)/.installed-dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[docs]"
+	@touch $@ $(VENV)/.installed
+
 benchmark: install-dev
-	$(BIN)/python benchmarks/sampling.py
-	$(BIN)/python benchmarks/training.py
+	$(BIN)/python benchmarks/run.py
 
 clean:
-	rm -rf $(VENV) runs out
+	rm -rf $(VENV) runs out build

@@ -32,7 +32,7 @@ import math
 import time
 import warnings
 
-from measure import RESULTS, print_table, write_results
+from measure import RESULTS, write_results
 import torch
 
 from genflow.data.eot import anisotropic, isotropic
@@ -192,20 +192,6 @@ def contestants(case, seed):
     return names
 
 
-def summary(cells, names):
-    rows = []
-    for name in names:
-        found = [c for c in cells if c["name"] == name]
-        if not found:
-            continue
-        seconds, cbw, gap = ([c[k] for c in found] for k in ("seconds", "cbw", "gap"))
-        mean = [sum(v) / len(v) if None not in v else None for v in (seconds, cbw, gap)]
-        spread = f" ({min(cbw):.2g} to {max(cbw):.2g})" if len(cbw) > 1 else ""
-        gap = "" if mean[2] is None else f"{mean[2]:.4f}"
-        rows.append([name, f"{mean[0]:.1f}", f"{mean[1]:.2g}{spread}", gap])
-    return rows
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", help="one case, as in A-16-0.1")
@@ -245,11 +231,8 @@ def main():
                 if not options.quick:
                     with redirect_stdout(None):
                         write_results("bridges", {"threads": 1, "cells": kept}, options)
-        print(f"\n{name}: family, dimension, ε")
-        print_table(
-            ["contestant", "CPU s", "cBW₂-UVP %", "KL gap"],
-            summary([c for c in kept if c["case"] == name], CONTESTANTS),
-        )
+
+    write_results("bridges", {"threads": 1, "cells": kept}, options)
     return None
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import tempfile
 import warnings
 
-from measure import clock, machine, print_table, write_results
+from measure import clock, write_results
 import numpy as np
 from PIL import Image
 import torch
@@ -86,7 +86,7 @@ def rate(batches, count, now):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="few batches, no file")
+    parser.add_argument("--quick", action="store_true", help="few batches")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -110,19 +110,7 @@ def main():
             }
         results[f"{size}×{size}"] = {k: round(v) for k, v in row.items()}
 
-    names = ("memory", "packed", "files", "torch")
-    rows = [
-        [name, *(f"{row[k]:,} ({row[k] / row['torch']:.1f}×)" for k in names)]
-        for name, row in results.items()
-    ]
-    print(f"images a second, batches of {BATCH}, one thread; in brackets against torch\n")
-    print_table(["images", *names], rows)
-    print(
-        f"\ntorch {torch.__version__}, torchvision {torchvision.__version__}, {machine()['cpu']}"
-    )
-
-    if not options.quick:
-        write_results("loading", {"batch": BATCH, "images": results}, options)
+    write_results("loading", {"batch": BATCH, "images": results}, options)
 
 
 if __name__ == "__main__":

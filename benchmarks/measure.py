@@ -1,4 +1,4 @@
-"""Shared by the benchmarks: interleaved timing, counted kernels, a table, a JSON results file."""
+"""Shared by the benchmarks: interleaved timing, counted kernels, tables, a JSON results file."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -17,8 +17,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from genflow.files import write_text
 
-RESULTS = Path(os.environ.get("GENFLOW_RESULTS") or Path(__file__).parent / "results")
-"""Where results go; those of a quick run go into its folder ``quick``."""
+GIVEN = os.environ.get("GENFLOW_RESULTS")
+RESULTS = Path(GIVEN or Path(__file__).parent / "results")
+"""Where results go; those of a quick run into its folder ``quick``, where none was given."""
 
 VIEWS = {
     *("view", "_unsafe_view", "reshape", "select", "slice", "expand", "unsqueeze", "squeeze"),
@@ -111,6 +112,7 @@ def machine() -> dict[str, Any]:
     """What the numbers were measured on."""
 
     packages = ("genflow", "torch", "diffusers", "torchdiffeq", "torchcfm", "POT", "lightning")
+    packages += ("torchvision", "pillow", "optuna", "scikit-learn")
     versions = {}
 
     for name in packages:
@@ -149,7 +151,7 @@ def write_results(name: str, results: dict[str, Any], options: Any) -> None:
     show(name, record)
 
     device = getattr(options, "device", "cpu")
-    folder = RESULTS / "quick" if getattr(options, "quick", False) else RESULTS
+    folder = RESULTS / "quick" if getattr(options, "quick", False) and not GIVEN else RESULTS
     file = folder / f"{name}{'' if device == 'cpu' else '-gpu'}.json"
     write_text(file, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     print(

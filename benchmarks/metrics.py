@@ -23,7 +23,7 @@ import argparse
 import time
 from typing import Any
 
-from measure import print_table, write_results
+from measure import write_results
 from sklearn.datasets import load_digits
 import torch
 from torch import Tensor
@@ -36,8 +36,6 @@ from genflow.metrics.features import features
 
 NETS = ("genflow-small", "random-conv")  # and pixels where they are few
 FEW_PIXELS = 256
-DISTANCES = ("frechet", "kernel", "mmd", "sliced-wasserstein", "energy")
-RATES = ("precision", "recall", "density", "coverage", "memorisation")
 
 
 def digits(n: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,32 +105,12 @@ def entry(found: dict[str, Any]) -> dict[str, Any]:
     return numbers | {"floor_std": found["floor"]["std"]}
 
 
-def show(found: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """One table a net."""
-
-    for net, rows in found.items():
-        print(f"\nfeatures: {net}\n")
-
-        def cell(metric: str, numbers: dict[str, Any]) -> str:
-            if metric == "memorisation":
-                return f"{numbers['value']:.3f}"
-            ratio = numbers["ratio"]
-            return "-" if ratio is None else f"{ratio:.2f}" if ratio < 10 else f"{ratio:.0f}"
-
-        columns = (*DISTANCES, *RATES)
-        labels = [rows["test set"][m]["label"].split(" (")[0] for m in columns]
-        lines = [[row, *(cell(m, numbers[m]) for m in columns)] for row, numbers in rows.items()]
-        print_table(["", *labels], lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--fashion", help="torchvision's root of Fashion-MNIST; digits always")
     parser.add_argument("--n", type=int, default=2000, help="the most samples, and references")
     parser.add_argument("--repeats", type=int, default=4, help="halvings of the reference")
-    parser.add_argument(
-        "--quick", action="store_true", help="tiny settings, to see it run; no file"
-    )
+    parser.add_argument("--quick", action="store_true", help="tiny settings, to see it run")
     options = parser.parse_args()
     if options.quick:
         options.n, options.repeats = 200, 2
@@ -146,15 +124,11 @@ def main() -> None:
     for name, (x, kind, reference) in data.items():
         sets = damaged(x, kind, reference)
         tables[name] = measured(name, sets, reference, options.repeats)
-        print(f"\n{name}: {len(x)} samples against {len(reference)} real ones")
-        show(tables[name])
-        print(flush=True)
 
     print(f"{time.process_time() - begun:.0f} s of CPU time")
 
-    if not options.quick:
-        options.fashion = options.fashion is not None  # whether, and not where
-        write_results("metrics", {"tables": tables}, options)
+    options.fashion = options.fashion is not None  # whether, and not where
+    write_results("metrics", {"tables": tables}, options)
 
 
 if __name__ == "__main__":

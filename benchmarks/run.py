@@ -7,10 +7,11 @@
     python benchmarks/run.py --render        no runs: tables from the results that are there
     python benchmarks/run.py --list
 
-Each benchmark is a process of its own, one after the other, and writes ``results/NAME.json``. What
-ran with reduced options goes to ``results/quick`` and never into the page, unless ``--keep`` says
-that it takes the place of the full results. A benchmark that fails, or lacks what it needs, is told
-of at the end, and the others go on. Pipelines are those of the zoo.
+Each benchmark is a process of its own, one after the other, and writes ``results/NAME.json``.
+What ran with reduced options goes to ``results/quick``, with a page of its own, and never into
+``README.md``, unless ``--keep`` says that it takes the place of the full results. A benchmark that
+fails, or lacks what it needs, is told of at the end, and the others go on. Pipelines are those of
+the zoo.
 """
 
 import argparse
@@ -21,7 +22,7 @@ import subprocess
 import sys
 import time
 
-from tables import stale, written
+from tables import plain, stale, written
 import torch
 
 from genflow.errors import UserError, nearest
@@ -29,6 +30,7 @@ from genflow.shelves import models
 
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results", HERE / "README.md"
+QUICK = RESULTS / "quick"
 DIGITS = "zoo:digits-1rf"
 FLOWS = "1-RF=zoo:digits-1rf,2-RF=zoo:digits-2rf,distilled=zoo:digits-distilled"
 
@@ -63,10 +65,10 @@ JOBS = {
         ("robustness.py",),
         (
             *("--models", "runs/robustness-quick", "--D", "16", "inf", "--seeds", "1"),
-            *("--train-steps", "300", "--n", "200", "--alpha", "0", "0.4", "--bits", "8", "4"),
+            *("--train-steps", "200", "--n", "200", "--alpha", "0", "0.4", "--bits", "8", "4"),
             *("--steps", "7", "10"),
         ),
-        (20, 3),
+        (20, 2),
     ),
     "gradients": Job(
         ("gradients.py",),
@@ -88,7 +90,7 @@ JOBS = {
     "search-digits": Job(
         ("search.py", "digits", "--pipeline", DIGITS), None, (60, 0), CUDA, ("digits-1rf",)
     ),
-    "search-population": Job(("search.py", "population"), (), (2, 2), CUDA),
+    "search-population": Job(("search.py", "population"), (), (2, 1.5), CUDA),
     "search-workers": Job(("search.py", "workers"), ("--seeds", "1", "--budget", "60"), (2, 1)),
     "search_blocks": Job(
         ("search_blocks.py", "--pipeline", DIGITS), None, (15, 0), None, ("digits-1rf",)
@@ -96,6 +98,8 @@ JOBS = {
     "bridges": Job(("bridges.py",), ("--quick", "--only", "A-16-1"), (30, 1)),
     "metrics": Job(("metrics.py",), ("--quick",), (3, 1)),
     "loading": Job(("loading.py",), ("--quick",), (3, 1), CUDA),
+    "digits": Job(("digits.py",), (), (0.5, 0.4), CUDA, ("digits-1rf",)),
+    "zoo": Job(("zoo.py",), (), (0.2, 0.2), needs=("digits-1rf",)),
     "capture": Job(("capture.py",), None, (3, 0), ()),
 }
 """The benchmarks by the name of their results. What a reduced run leaves out is said here only."""
@@ -134,9 +138,7 @@ def run(name: str, job: Job, mode: str, keep: bool) -> str:
     if missing:
         return f"left out: the zoo lacks {', '.join(missing)}"
 
-    reduced = mode == "cpu" and not keep and bool(job.reduced)
-    quick = "--quick" in line  # measure.py puts these into a folder of their own itself
-    target = RESULTS / "quick" if reduced and not quick else RESULTS
+    target = QUICK if mode == "cpu" and job.reduced and not keep else RESULTS
     environment = {**os.environ, "GENFLOW_RESULTS": str(target), "PYTHONUNBUFFERED": "1"}
     environment["PYTHONPATH"] = os.pathsep.join(
         filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH")))
@@ -191,8 +193,17 @@ def main() -> int:
         return 0
 
     mode = options.mode or ("gpu" if torch.cuda.is_available() else "cpu")
+    began = time.perf_counter()
     told = {} if options.render else {n: run(n, j, mode, options.keep) for n, j in jobs.items()}
-    print("\n" + "\n".join(f"{name:<18}{what}" for name, what in told.items()) if told else "")
+
+    if told:
+        minutes = (time.perf_counter() - began) / 60
+        print("\n" + "\n".join(f"{name:<18}{what}" for name, what in told.items()))
+        print(f"{'together':<18}{minutes:.1f} minutes\n")
+        if QUICK.exists():
+            (QUICK / PAGE.name).write_text(plain(QUICK), encoding="utf-8")
+            print(f"results/quick/{PAGE.name}: what ran with reduced options")
+
     print(f"{PAGE.name}: {'changed' if written(PAGE, RESULTS) else 'as it was'}")
 
     for name in stale(PAGE.read_text(encoding="utf-8"), RESULTS):

@@ -24,13 +24,13 @@ Without a folder the pipeline of configs/rectified/digits.yaml is trained first 
 
 import argparse
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 import subprocess
 import sys
 import tempfile
 import time
 
-from measure import contest, print_table, write_results
+from measure import contest, write_results
 import numpy as np
 import torch
 
@@ -189,10 +189,6 @@ def latency(pipe, contestants, rounds):
     return {name: r["ratio"] for name, r in contest(runs, None, rounds).items()}
 
 
-def spread(values):
-    return f"{mean(values):.3g}" + (f" ± {stdev(values):.1g}" if len(values) > 1 else "")
-
-
 def main():
     """Searches, reports, and writes the results."""
 
@@ -216,13 +212,13 @@ def main():
     names, full = list(found[0][0]), STEPS * costs.full
     times = latency(pipe, found[0][0], rounds=3 if options.quick else 9)
     measured = seconds(pipe.denoiser.net, pipe.shape, batch=32, repeats=5)
-    rows, results = [], {}
+    results = {}
 
     for name in names:
         distances = [reports[name]["distance"] for _, reports, _ in found]
         base = [reports[names[0]]["distance"] for _, reports, _ in found]
         better = [min(reports[n]["distance"] for n in names[:2]) for _, reports, _ in found]
-        record = {
+        results[name] = {
             "flops": [priced(schedules[name], costs) / full for schedules, _, _ in found],
             "latency": times[name],
             "distance": distances,
@@ -230,21 +226,6 @@ def main():
             "ratio_to_better": [d / b for d, b in zip(distances, better, strict=True)],
             "error": [reports[name]["error"] for _, reports, _ in found],
         }
-        results[name] = record
-        rows.append(
-            [
-                name,
-                f"{mean(record['flops']):.3f}",
-                f"{record['latency']:.2f}",
-                spread(distances),
-                spread(record["ratio"]),
-                spread(record["ratio_to_better"]),
-                f"{mean(record['error']):.4f}",
-            ]
-        )
-
-    header = ["", "FLOPs", "CPU time", "distance to data", "÷ full", "÷ the better full"]
-    print_table([*header, "error to the teacher"], rows)
     print(f"{time.process_time() - began:.0f} s of CPU time")
     write_results(
         "search_blocks",

@@ -1,8 +1,9 @@
 """The pages of the documentation as programs: their blocks, their commands, and how they run.
 
-A page is run from top to bottom in one folder: blocks of Python share their names, and commands run
-between them as they stand. A fence with a title is written to a file of that name. What must not
-run says why in a comment above its fence, ``<!-- not run: REASON -->``.
+A page is run from top to bottom in one folder: blocks of Python share their names, and commands
+run between them as they stand. A fence with a title is written to a file of that name. What must
+not run says why in a comment above its fence, ``<!-- not run: REASON -->``; its commands are read
+all the same, also behind a launcher of many processes.
 """
 
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from genflow.cli import COMMANDS, Group, main
 ROOT = Path(__file__).parents[1]
 PAGES = sorted(p for p in (ROOT / "docs").rglob("*.md") if "machinery" not in p.parts)
 DOORS = ("genflow", "python train.py", "python sample.py")
+LAUNCHERS = ("torchrun", "srun", "sbatch")
 
 FENCE = re.compile(
     r"(?:^<!-- not run: (?P<excuse>.+?) -->\n+)?"
@@ -72,6 +74,14 @@ def arguments(words):
     for door in map(str.split, DOORS):
         if words[: len(door)] == door:
             return words[len(door) :]
+
+    if words[0] == "sbatch" and "--wrap" in words:
+        return arguments(shlex.split(words[words.index("--wrap") + 1]))
+    if words[0] == "srun" and "python" in words:
+        return arguments(words[words.index("python") :])
+    if words[0] == "torchrun":
+        doors = [i for i, word in enumerate(words) if word in {"train.py", "sample.py"}]
+        return words[doors[0] + 1 :] if doors else None
 
     return None
 

@@ -1,4 +1,4 @@
-"""docs/scale.md: its snippets run as they stand, its configs are understood, its table is true."""
+"""docs/scale.md: its table is what networks cost, and its configs are understood."""
 
 from pathlib import Path
 import re
@@ -7,7 +7,6 @@ import pytest
 import torch
 import yaml
 
-from genflow.cli import COMMANDS
 from genflow.nn import DiT, activations, flops
 
 ROOT = Path(__file__).parents[1]
@@ -23,20 +22,6 @@ SIZES = {
 
 def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_the_snippets_run_one_after_the_other(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    names: dict = {"torch": torch}
-    found = blocks("python")
-    for block in found:
-        exec(compile(block, "scale.md", "exec"), names)
-    said = capsys.readouterr().out
-    assert len(found) == 5 and names["gap"] < 1e-4
-    assert "ImageFolder" not in said and "Digits (1, 8, 8) 1797 torch.uint8" in said
-    assert float((names["same"][0] - names["same"][1]).abs().max()) < 1e-5
-    assert names["x"].shape == (16, 1, 8, 8)
 
 
 def table():
@@ -103,10 +88,3 @@ def test_the_fragment_of_fsdp_is_what_lightning_takes():
     with torch.device("meta"):
         net = DiT(8, 4, 2, heads=2, head_width=8, depth=2, classes=3)
     assert wrapped <= {type(m).__name__ for m in net.modules()} and len(wrapped) == 1
-
-
-def test_the_commands_exist():
-    verbs = re.findall(r"(?:genflow|train\.py|sample\.py) (?!import)(\w+)", TEXT)
-    assert set(verbs) <= set(COMMANDS) and {"fit", "pack", "generate", "doctor"} <= set(verbs)
-    files = re.findall(r"(?:configs|benchmarks)/[\w/]+\.(?:yaml|py)", TEXT)
-    assert files and all((ROOT / f).exists() for f in files)

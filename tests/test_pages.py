@@ -8,6 +8,8 @@ why in the page, and its commands are parsed all the same.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from hashlib import sha256
+import json
 import logging
 from pathlib import Path
 import re
@@ -20,6 +22,8 @@ import yaml
 
 from genflow.cli import COMMANDS, main
 from genflow.gradients import classifiers
+from genflow.metrics import METRICS
+from genflow.metrics.features import REGISTRY
 from genflow.models import Karras, Preconditioned, Rectified, StudentT
 from genflow.nn import UNet
 from genflow.pipelines import Pipeline
@@ -27,6 +31,7 @@ from genflow.solvers import PRESETS, schedule_for
 
 ROOT, PAGES = book.ROOT, book.PAGES
 README = ROOT / "README.md"
+EVALUATION = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
 
 PAIRS = ["--pairs", "16", "--steps", "2", "--sampler", "heun", "--sampler_steps", "1"]
 ONCE = ["--iterations", "1", "--steps", "2", "--batch_size", "2", "--n", "2"]
@@ -36,7 +41,8 @@ QUICK = {
         *("--trainer.enable_progress_bar", "false", "--ema.decay", "0.5"),
     ],
     "generate": ["--n", "4"],
-    "evaluate": ["--steps", "2"],
+    "pairs": ["--n", "16", "--steps", "1"],
+    "evaluate": ["--halvings", "0", "--feature", "random-conv"],
     "translate": ["--n", "4", "--steps", "2"],
     "likelihood": ["--n", "2", "--rtol", "1", "--atol", "1"],
     "flow-report": ["--n", "4", "--steps", "2"],
@@ -69,7 +75,6 @@ class Scene:
 
 
 SCENES = {
-    "README.md": Scene({"max_steps=500": "max_steps=2"}, "all"),
     "applications.md": Scene(
         {
             "iterations=60": "iterations=1",
@@ -83,6 +88,20 @@ SCENES = {
         "all",
         lambda names: len(names["task"].held) == 4,
     ),
+    "evaluation.md": Scene(
+        {
+            "Digits().reference()": "Digits().reference()[:400]",
+            "max_steps: 1500": "max_steps: 2",
+            "n: 1000": "n: 8",
+            '"recall"], ': '"recall"], repeats=2, ',
+        },
+        "all",
+        lambda names: (
+            set(METRICS) | set(REGISTRY) <= set(re.findall(r"^\| `([\w-]+)` \|", EVALUATION, re.M))
+            and names["result"]["metrics"]["frechet"]["ratio"] > 5
+            and names["report"]["counts"]["samples"] == 200
+        ),
+    ),
     "flows.md": Scene(
         {
             "pairs=8192": "pairs=16",
@@ -92,9 +111,11 @@ SCENES = {
             "(256": "(8",
             "train_set[:4]": "train_set[:2]",
         },
-        "commands",
+        "all",
         lambda names: names["code"].shape == (2, 1, 8, 8) and len(names["back"].x) == 4,
     ),
+    "embedding.md": Scene({"iterations=60": "iterations=2"}, "all"),
+    "evaluate.md": Scene({"pipe(500": "pipe(100"}, "all"),
     "gradients.md": Scene(
         true=lambda names: names["x"].grad.any() and names["y"].requires_grad,
     ),
@@ -108,6 +129,17 @@ SCENES = {
         lambda names: names["path"].shape == (5, 2000, 2),
     ),
     "pfgmpp.md": Scene({"(64, *pipe": "(4, *pipe", "None, 64": "None, 4"}, "all"),
+    "schedule.md": Scene({"budget=60": "budget=6", "range(64)": "range(8)"}, "all"),
+    "scale.md": Scene(
+        {"heads=6, head_width=64, depth=12": "heads=2, head_width=8, depth=2"},
+        true=lambda names: (
+            names["gap"] < 1e-4
+            and len(names["data"].train_set) == 1797
+            and float((names["same"][0] - names["same"][1]).abs().max()) < 1e-5
+            and names["x"].shape == (16, 1, 8, 8)
+        ),
+    ),
+    "train.md": Scene(slow="all"),
     "search.md": Scene(
         {
             "Teacher()": "Teacher(steps=2)",
@@ -140,6 +172,22 @@ def tiny(path=None, classes=10, **options):
     return Pipeline(Preconditioned(net, path or Rectified()), (1, 8, 8), steps=2, **options)
 
 
+def stock(folder):
+    """Puts a model of a zoo there, as small as possible: a pipeline, a card, a schedule."""
+
+    pipe = tiny()
+    pipe.save(folder)
+    weights = {
+        str(file.relative_to(folder)): sha256(file.read_bytes()).hexdigest()
+        for file in folder.rglob("*.safetensors")
+    }
+    card = {"format": 1, "about": "Tiny.", "parameters": 1, "weights": weights}
+    (folder / "card.json").write_text(json.dumps(card))
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Tiny\n")
+    (folder / "schedules").mkdir()
+    schedule_for("ddim", Rectified(), 5).save(folder / "schedules/5.json", Rectified())
+
+
 @pytest.fixture
 def desk(tmp_path, monkeypatch):
     """A folder with the configs, and tiny pipelines where training would put them."""
@@ -148,6 +196,8 @@ def desk(tmp_path, monkeypatch):
     tiny().save(tmp_path / "runs/digits/pipeline")
     tiny(classes=None, source="Digits").save(tmp_path / "runs/translate-digits/pipeline")
     tiny(Karras(noise=StudentT(128))).save(tmp_path / "runs/digits-pfgmpp/pipeline")
+    stock(tmp_path / "zoo" / "digits-1rf")
+    monkeypatch.setenv("GENFLOW_ZOO", str(tmp_path / "zoo"))
     fast = partial(classifiers.fit_classifier, steps=10)
     monkeypatch.setattr(classifiers, "fit_classifier", fast)
     monkeypatch.setattr(logging, "raiseExceptions", False)  # its stream was captured elsewhere
@@ -191,11 +241,9 @@ def test_a_long_page_runs(page, desk):
 def test_the_readme_runs(desk):
     """Its Python; the commands are those of the pages, and are parsed below."""
 
-    what = SCENES["README.md"]
-    book.run(README, what.fewer, shell=False)
-
-    if "alternating" in PRESETS:
-        assert schedule_for("alternating", Rectified(), 4).steps[1].order == 2
+    names = book.run(README, shell=False)
+    assert names["x"].grad.any() and names["path"].shape == (5, 2000, 2)
+    assert Path("three.png").exists() and Path("three.json").exists()
 
 
 def test_the_readme_begins_with_the_two_commands():
@@ -218,6 +266,7 @@ def test_every_fence_says_what_it_is(page):
         if block.language == "bash" and not block.excuse:
             for words in book.commands(block.text):
                 assert book.arguments(words) is not None, f"{where}: {words[0]} is not ours"
+                assert words[0] not in book.LAUNCHERS, f"{where}: {words[0]} cannot be run here"
     text = page.read_text(encoding="utf-8")
     assert not re.findall(r"^ {4}(?:genflow|python train\.py) ", text, flags=re.MULTILINE)
 
@@ -293,6 +342,15 @@ def test_the_config_of_features_trains_and_carries(tmp_path, monkeypatch):
     assert main([*carry, "--output", "carried", "--device", "cpu"]) == 0
     made = np.load("carried/samples.npy")
     assert made.shape == (200, 32) and abs(made.mean()) < 1.0
+
+
+def test_the_page_on_the_zoo_names_every_model():
+    recipes = (ROOT / "assets/zoo/recipes.py").read_text(encoding="utf-8")
+    made = re.findall(r'Recipe\(\n +"([\w-]+)"', recipes)
+    page = (ROOT / "docs/zoo.md").read_text(encoding="utf-8")
+    told = re.findall(r"^\| `([\w-]+)` \|", page, flags=re.MULTILINE)
+    assert sorted(told) == sorted(made)
+    assert len(made) > 4
 
 
 # ------------------------------------------------------------------- the checks can fail

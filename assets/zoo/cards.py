@@ -26,6 +26,9 @@ LICENCE = "Apache-2.0"
 MOST = 10 * 2**20
 """The largest size of a model's folder, in bytes."""
 
+WHO = ("preset", "searched")
+"""Who is measured beside whom."""
+
 
 def assemble(recipe: Recipe, work: Path, output: Path) -> None:
     """Puts the folder of a model together from what the stages left in its working folder.
@@ -163,7 +166,7 @@ def _reason(recipe: Recipe) -> str:
     return {
         "student": "It draws in one call, so there is nothing to schedule.",
         "bridge": "It is sampled in closed form, without calls of a network to schedule.",
-    }[recipe.kind]
+    }.get(recipe.kind, "No schedule has been searched for it.")
 
 
 def _machine() -> dict[str, Any]:
@@ -269,41 +272,52 @@ def _table(card: dict[str, Any]) -> str:
         return "\n".join(["## Measured", "", *head, *rows, "", told])
 
     counts = sorted({cell["nfe"] for cell in found["table"]})
-    cells: dict[str, dict[int, str]] = {}
-    for cell in found["table"]:
-        cells.setdefault(cell["sampler"], {})[cell["nfe"]] = _ratio(cell, "over_floor")
-    head = ["calls", *map(str, counts)]
-    rows = [[name, *(own.get(n, "") for n in counts)] for name, own in cells.items()]
+    parts = ["## Distance by calls of the network"]
+
+    for feature, known in found["features"].items():
+        cells: dict[str, dict[int, str]] = {}
+        for cell in found["table"]:
+            row = cells.setdefault(cell["sampler"], {})
+            row[cell["nfe"]] = _ratio(cell[feature]["over_floor"])
+        rows = [[name, *(own.get(n, "") for n in counts)] for name, own in cells.items()]
+        told = f"`{feature}`; uniform noise is at {known['noise_over_floor']:.0f}:"
+        parts += ["", told, "", *_markdown(["calls", *map(str, counts)], rows)]
+
     a, b = found["points"]
     told = (
-        f"Fréchet distance of the feature `{found['feature']}` ÷ its floor, {found['floor']:.4g}, "
-        f"the distance between two parts of the data ({a} v {b} images): 1 is perfect. "
-        f"{found['samples']:,} samples, one training; uniform noise is at "
-        f"{found['noise_over_floor']:.0f}."
+        "Fréchet distance of a feature ÷ its floor, the distance between two parts of the data "
+        f"({a} v {b} images): 1 is perfect. {found['samples']:,} samples of one training; the "
+        "first feature is a random net, the second a small one that was trained on such pictures."
     )
-    return "\n".join(["## Distance by calls of the network", "", *_markdown(head, rows), "", told])
+    return "\n".join([*parts, "", told])
 
 
 def _schedules(card: dict[str, Any]) -> str:
-    head = ["calls", "best preset", "its distance ÷ floor", "searched"]
-    head += ["searched ÷ preset", "the same on another net"]
+    first = next(iter(card["schedules"].values()))
+    bred, unseen = first["measured"]
+    head = ["calls", "best preset"]
+    for name in (bred, unseen):
+        head += [f"preset, `{name}`", "searched", "ratio"]
     rows = []
     for nfe, found in card["schedules"].items():
-        ratio = found["over_floor"] / found["preset_over_floor"]
-        theirs = _ratio(found, "preset_over_floor")
-        other = found["other_over_floor"] / found["other_preset_over_floor"]
-        cells = [nfe, found["preset"], theirs, _ratio(found, "over_floor")]
-        rows.append([*cells, f"{ratio:.2f}", f"{other:.2f}"])
-    first = next(iter(card["schedules"].values()))
-    budget, (sampler, steps) = first["budget"], first["teacher"]
+        cells = [nfe, found["preset"]]
+        for name in (bred, unseen):
+            theirs, ours = (found["measured"][name][k]["over_floor"] for k in WHO)
+            cells += [_ratio(theirs), _ratio(ours), f"{ours / theirs:.2f}"]
+        rows.append(cells)
+    budget = first["budget"]
+    rungs = ", then ".join(
+        f"{'all' if n > first['presets'] else n} on {samples}" for n, samples in budget["rungs"]
+    )
     told = (
-        "`schedules/N.json` was searched with N calls: all presets on all grids, and those on the "
-        f"times of Beta, AYS and GITS, were ranked by the error to a teacher ({sampler}, {steps} "
-        f"steps); the nearest was refined by {budget['iterations']} gradient steps, and from the "
-        f"best of all {budget['evaluations']} children were bred by the distance to the data on "
-        f"{budget['samples']} samples. Ours and the best preset were both chosen on "
-        f"{budget['final']} other samples, and are measured here on seeds that neither has seen. "
-        f"The other net, `{first['other_feature']}`, had no part in the search."
+        "Distances ÷ floor as above. `schedules/N.json` was searched with N calls: "
+        f"{first['presets']} presets on all grids, and those on the times of Beta, AYS and GITS, "
+        f"were ranked by the distance to the data with `{bred}`: {rungs} samples; from the best "
+        f"{budget['parents']}, {budget['children']} children were bred by it on "
+        f"{budget['samples']} samples. Ours and the best presets were compared on "
+        f"{budget['final']:,} other samples; what was chosen is measured here on seeds that "
+        "neither has seen, and is a preset itself where nothing was better. "
+        f"`{unseen}` had no part in the search."
     )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 
@@ -313,7 +327,7 @@ def _limits(card: dict[str, Any]) -> str:
 
     told = [
         "A small model of small pictures, trained once from one seed: made to try samplers on.",
-        "Distances are of a random feature net, and are no FID; compare them within this page.",
+        "Distances are of small feature nets, and are no FID; compare them within this page.",
     ]
     if card["kind"] == "student":
         told.append(
@@ -328,10 +342,10 @@ def _limits(card: dict[str, Any]) -> str:
     return "\n".join(["## Limits", "", *(f"* {line}" for line in told)])
 
 
-def _ratio(cell: dict[str, Any], key: str) -> str:
+def _ratio(value: float) -> str:
     """A ratio to the floor in three figures."""
 
-    return f"{cell[key]:.3g}" if cell[key] < 100 else f"{cell[key]:.0f}"
+    return f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def _markdown(head: list[str], rows: list[list[str]]) -> list[str]:

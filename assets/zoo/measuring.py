@@ -20,7 +20,6 @@ from genflow.metrics.frechet import frechet_from_features
 from genflow.pipelines import Pipeline
 from genflow.search.population import Solver
 from genflow.search.recipes import plain
-from genflow.search.refine import descend
 from genflow.search.score import Cached, split
 from genflow.search.seeds import presets, seeds_for
 from genflow.search.teachers import Teacher
@@ -31,9 +30,12 @@ HELD_OUT = 10**6
 """The first seed of the samples that are reported."""
 
 CHECK = 32
-"""The samples on which gradient steps are watched."""
+"""The samples on which the error to the teacher is told."""
 
 TEACHER = ("heun", 24)
+
+BRED, UNSEEN = "random-conv", "genflow-small"
+"""The feature that searches minimise, and one that has no part in them: both are reported."""
 
 
 class Ruler:
@@ -41,12 +43,11 @@ class Ruler:
 
     Args:
         data: The images in uint8, with shape (m, C, H, W).
-        seed: The seed of the random net.
+        feature: The name of the feature.
     """
 
-    def __init__(self, data: Tensor, seed: int = 0) -> None:
-        c, side, _ = shape = tuple(data.shape[1:])
-        self.feature = features(f"random-conv-{c}x{side}-{seed}", shape)
+    def __init__(self, data: Tensor, feature: str = BRED) -> None:
+        self.feature = features(feature, tuple(data.shape[1:]))
         self.data, self.points = data, extract(self.feature, data)
 
     def __call__(self, samples: Tensor) -> dict[str, float]:
@@ -72,7 +73,9 @@ class Ruler:
         return frechet_from_features(extract(self.feature, noise), self.points)
 
 
-def distances(pipe: Pipeline, data: Data, rows: Sequence[Row], ruler: Ruler) -> dict[str, Any]:
+def distances(
+    pipe: Pipeline, data: Data, rows: Sequence[Row], rulers: Sequence[Ruler]
+) -> dict[str, Any]:
     """The table of distances of the samplers of a recipe, from the same seeds for all."""
 
     began, table, last = time.process_time(), [], {}
@@ -81,26 +84,30 @@ def distances(pipe: Pipeline, data: Data, rows: Sequence[Row], ruler: Ruler) -> 
         for steps in row.steps:
             call = {"sampler": row.sampler, "steps": steps, **dict(row.options)}
             drawn = pipe(data.samples, seed=HELD_OUT, **call)
-            last = ruler(drawn.uint8)
-            table.append({"sampler": row.sampler, "steps": steps, "nfe": drawn.nfe, **last})
+            last = {ruler.feature.name: ruler(drawn.uint8) for ruler in rulers}
+            found = {name: _kept(cell) for name, cell in last.items()}
+            table.append({"sampler": row.sampler, "steps": steps, "nfe": drawn.nfe, **found})
 
-    floor = last["floor"]
     return {
-        "feature": ruler.feature.name,
-        "digest": ruler.feature.digest,
+        "features": {
+            ruler.feature.name: {
+                "digest": ruler.feature.digest,
+                "floor": last[ruler.feature.name]["floor"],
+                "noise_over_floor": ruler.noise(data.samples) / last[ruler.feature.name]["floor"],
+            }
+            for ruler in rulers
+        },
         "samples": data.samples,
-        "reference": len(ruler.data),
-        "points": last["points"],
+        "reference": len(rulers[0].data),
+        "points": last[rulers[0].feature.name]["points"],
         "first_seed": HELD_OUT,
-        "floor": floor,
-        "noise_over_floor": ruler.noise(data.samples) / floor,
-        "table": [_kept(cell) for cell in table],
+        "table": table,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
 
 
 def _kept(cell: dict[str, Any]) -> dict[str, Any]:
-    """A cell of the table without what all of them share."""
+    """A measurement without what all of them share."""
 
     return {k: v for k, v in cell.items() if k not in ("floor", "points")}
 
@@ -109,48 +116,38 @@ def _kept(cell: dict[str, Any]) -> dict[str, Any]:
 
 
 def searched(
-    pipe: Pipeline, nfe: int, data: Data, budget: Budget, ruler: Ruler, cache: Path
+    pipe: Pipeline, nfe: int, data: Data, budget: Budget, rulers: Sequence[Ruler], cache: Path
 ) -> tuple[SolverSchedule, dict[str, Any]]:
     """A schedule with a number of calls, and how it was found and measured.
 
-    What is known is ranked by its error to a teacher on few samples, and gradients refine the best
-    of it by the same error. Those, and the best presets, are ranked again by the distance to the
-    data, and an evolution goes on from them by that distance. The best of ours and of the presets
-    are compared on seeds of their own, and one of each is measured on the seeds of the report.
+    Everything that is known, presets and others, is ranked by the distance to the data on few
+    samples, the better part on more, and the best again on more. An evolution goes on from the
+    best by that distance. The best of ours and of the presets are compared on seeds of their own,
+    and one of each is measured on the seeds of the report. What is found may be a preset.
     """
 
     began = time.process_time()
-    seeds = split(max(budget.samples, 2 * budget.batch), budget.final, data.samples, 1)
+    most = max(budget.samples, *(samples for _, samples in budget.rungs))
+    seeds = split(most, budget.final, data.samples, 1)
     teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
     shared = {"teacher": teacher, "cache": cache, "batch_size": budget.batch_size}
     near = Problem(pipe, seeds, "error", **shared)
-    far = Problem(pipe, seeds, "frechet", data=ruler.data, **shared)
+    far = Problem(pipe, seeds, "frechet", data=rulers[0].data, feature=BRED, **shared)
     space = SolverSpace(pipe.denoiser.path, nfe)
 
     known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
     count = len(list(presets(pipe.denoiser.path, nfe)))
-    theirs = _halved(known[:count], near, budget.rungs)
-    others = _halved(known[count:], near, budget.rungs)
+    theirs = _halved(_distinct(known[:count], near), far, budget.rungs)
+    others = _halved(_distinct(known[count:], near), far, budget.rungs[:-1])
 
     def legal(pairs: Sequence[tuple[str, Solver]]) -> list[tuple[str, SolverSchedule]]:
         return [(n, s) for n, s in pairs if isinstance(s, SolverSchedule) and space.legal(s)]
 
-    train, check = seeds.search[: 2 * budget.batch], seeds.final[:CHECK]
-    refined = descend(
-        [s for _, s in legal(theirs)[:1] + legal(others)[:1]],
-        near.population(train),
-        near.target(train),
-        starts=1,
-        iterations=budget.iterations,
-        batch_size=budget.batch,
-        check=(near.population(check), near.target(check)),
-    )
     aim = Cached(far.scored(seeds.search[: budget.samples]))
-    theirs = _ranked(theirs, aim)
-    first = [("gradient", refined[0].solver), *legal(theirs), *legal(others)[: budget.others]]
-    first = _ranked(first, aim)
+    first = [*legal(theirs)[: budget.parents], *legal(others)[: budget.parents]]
+    first = _ranked(first, aim)[: budget.parents]
     archive = plain(
-        space, aim, budget=len(first) + budget.evaluations, seeds=first, seed=0, fresh=0.0
+        space, aim, budget=len(first) + budget.children, seeds=first, seed=0, fresh=0.0
     )
     ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)]
 
@@ -158,24 +155,23 @@ def searched(
     theirs = theirs[: budget.finalists]
     origin, schedule = _ranked([*ours, *legal(theirs)], score)[0]
     name, preset = _ranked(theirs, score)[0]
+    check = seeds.final[:CHECK]
     on_check = near.scored(check)([schedule, preset])
     held = range(HELD_OUT, HELD_OUT + data.samples)
     population = far.population(held)
     drawn = dict(population([schedule, preset]))
-    own, other = (ruler(far.decoded(drawn[i])) for i in (0, 1))
-    again = Ruler(ruler.data, seed=1)
-    ours_again, theirs_again = (again(far.decoded(drawn[i])) for i in (0, 1))
+    pictures = [far.decoded(drawn[i]) for i in (0, 1)]
     return schedule, {
         "nfe": nfe,
         "origin": origin,
-        "over_floor": own["over_floor"],
-        "spread": own["spread"],
         "preset": name,
-        "preset_over_floor": other["over_floor"],
-        "preset_spread": other["spread"],
-        "other_feature": again.feature.name,
-        "other_over_floor": ours_again["over_floor"],
-        "other_preset_over_floor": theirs_again["over_floor"],
+        "measured": {
+            ruler.feature.name: {
+                who: _kept(ruler(x))
+                for who, x in zip(("searched", "preset"), pictures, strict=True)
+            }
+            for ruler in rulers
+        },
         "error": on_check[0],
         "preset_error": on_check[1],
         "teacher": list(TEACHER),
@@ -191,6 +187,19 @@ def _few(problem: Problem, n: int) -> tuple[Tensor, dict[str, Any]]:
 
     population = problem.population(problem.seeds.search)
     return population.z[:n], {k: v[:n] for k, v in population.cond.items()}
+
+
+def _distinct(known: Sequence[tuple[str, Solver]], problem: Problem) -> list[tuple[str, Solver]]:
+    """Only the first of those that are one solver under several names, as at few calls."""
+
+    errors = problem.scored(problem.seeds.search[:2])([s for _, s in known])
+    first: dict[str, tuple[str, Solver]] = {}
+
+    for pair, value in zip(known, errors, strict=True):
+        if math.isfinite(value):
+            first.setdefault(f"{value:.5g}", pair)
+
+    return list(first.values())
 
 
 def _halved(

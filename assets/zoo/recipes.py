@@ -91,12 +91,10 @@ class Budget:
 
     Attributes:
         counts: The numbers of calls for which schedules are searched.
-        rungs: Successive halving of what is known by the error to a teacher: how many go on, on
+        rungs: Successive halving of what is known by the distance to the data: how many go on, on
             how many samples each.
-        iterations: The gradient steps from the best of it.
-        batch: The samples of a gradient step.
-        others: How many that are no presets are ranked by the distance to the data.
-        evaluations: The children that the evolution scores by it.
+        parents: How many of the best are bred from.
+        children: The children that the evolution scores.
         samples: The samples that it scores each with.
         finalists: How many of ours, and of the presets, are compared in the end.
         final: The samples of that comparison.
@@ -104,14 +102,12 @@ class Budget:
     """
 
     counts: tuple[int, ...] = (3, 5, 8, 10)
-    rungs: tuple[tuple[int, int], ...] = ((10_000, 2), (40, 8), (10, 32))
-    iterations: int = 25
-    batch: int = 32
-    others: int = 4
-    evaluations: int = 30
-    samples: int = 384
+    rungs: tuple[tuple[int, int], ...] = ((10_000, 48), (20, 192), (8, 512))
+    parents: int = 8
+    children: int = 24
+    samples: int = 256
     finalists: int = 3
-    final: int = 512
+    final: int = 768
     batch_size: int = 1024
 
 
@@ -162,10 +158,9 @@ class Recipe:
         budget = self.search and replace(
             self.search,
             counts=(3,),
-            rungs=((10_000, 1), (4, 2)),
-            iterations=2,
-            batch=4,
-            evaluations=2,
+            rungs=((10_000, 4), (4, 8)),
+            parents=2,
+            children=2,
             samples=8,
             finalists=2,
             final=16,
@@ -179,14 +174,13 @@ FLOW_ROWS = (Row("euler", (1, 2, 4, 8), EULER), Row("dpmpp-2m", (4, 8, 20)))
 STRAIGHT_ROWS = (Row("euler", (1, 2, 4, 8), EULER),)
 NOISE_ROWS = (Row("dpmpp-2m", (2, 4, 8)), Row("karras-heun", (4, 8, 18)))
 SMALL = Budget(
-    rungs=((10_000, 1), (24, 4), (6, 16)),
-    iterations=10,
-    batch=16,
-    others=2,
-    evaluations=8,
+    counts=(5, 10),
+    rungs=((10_000, 16), (16, 64), (6, 192)),
+    parents=6,
+    children=12,
     samples=128,
     finalists=2,
-    final=192,
+    final=512,
     batch_size=64,
 )
 FIT = ("fit", "--config")
@@ -195,6 +189,7 @@ PAIRED = ("--pairs", "8192", "--steps", "1500", "--lr", "1e-3", "--ema", "0.995"
 PAIRED += ("--sampler", "heun", "--sampler_steps", "12")
 FEWER = ("--pairs", "4096", "--steps", "800", "--lr", "1e-3", "--ema", "0.995")
 FEWER += ("--sampler", "heun", "--sampler_steps", "8")
+FEWEST = ("--pairs", "2048", "--steps", "500", *FEWER[4:])
 TINY = ("--pairs", "32", "--steps", "4", "--batch_size", "16")
 UNET = "--model.init_args.net.init_args"
 
@@ -286,7 +281,7 @@ _ALL = (
         "A student of fashion-2rf that draws a piece of clothing in one call.",
         "student",
         FASHION,
-        ("distill", "zoo:fashion-2rf", "OUTPUT", "--k", "1", *FEWER),
+        ("distill", "zoo:fashion-2rf", "OUTPUT", "--k", "1", *FEWEST),
         TINY,
         (Row("euler", (1,), EULER),),
         tags=("rectified-flow", "distillation"),

@@ -44,15 +44,16 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **context: Any) -> str:
-    """Leads links that leave ``docs/`` to the copies."""
+    """Leads links that leave ``docs/`` to the copies, and those of the copies back."""
 
     here = page.file.src_uri
 
     def led(match: re.Match[str]) -> str:
         target = _target(here, match[1])
-        if target is None:
+        if target.startswith(".."):
             return match[0]
-        return relpath(f"{HOME}/{target}", dirname(here) or ".") + (match[2] or "")
+        place = target.removeprefix("docs/") if _inside(target) else f"{HOME}/{target}"
+        return relpath(place, dirname(here) or ".") + (match[2] or "")
 
     return LINK.sub(led, markdown)
 
@@ -62,16 +63,21 @@ def _outside(page: str, text: str) -> Iterator[str]:
 
     for match in LINK.finditer(text):
         target = _target(page, match[1])
-        if target is not None:
+        if not (_inside(target) or target.startswith("..")):
             yield target
 
 
-def _target(page: str, link: str) -> str | None:
-    """Where a link leads from the root of the repository; None if it stays in ``docs/``.
+def _target(page: str, link: str) -> str:
+    """Where a link leads from the root of the repository.
 
     A page that was published from outside stands where it stands in the repository.
     """
 
     home = page.removeprefix(f"{HOME}/") if page.startswith(f"{HOME}/") else join("docs", page)
-    target = normpath(join(dirname(home), link))
-    return None if target.startswith(("docs/", "..")) else target
+    return normpath(join(dirname(home), link))
+
+
+def _inside(target: str) -> bool:
+    """Whether a file of the repository is a page of the site anyway."""
+
+    return target.startswith("docs/")

@@ -18,16 +18,17 @@ Value = int | float | bool | str
 def device_named(name: str | None = None) -> str:
     """The device of a name; without a name a GPU if there is one, else the CPU.
 
-    Of the processes that torchrun starts on a machine, each takes a GPU of its own.
+    Of the processes that torchrun starts on a machine, each takes a GPU of its own, also where
+    ``cuda`` is said without a number.
     """
 
-    if name is not None:
+    if name not in (None, "cuda"):
         return name
 
     import torch
 
     if not torch.cuda.is_available():
-        return "cpu"
+        return name or "cpu"
 
     local = os.environ.get("LOCAL_RANK")
     return "cuda" if local is None else f"cuda:{int(local) % torch.cuda.device_count()}"

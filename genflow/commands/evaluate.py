@@ -2,10 +2,8 @@
 
 __all__ = ["evaluate"]
 
-import os
 import shlex
 import sys
-from typing import Any
 
 from genflow.commands.choices import Value, device_named
 from genflow.console import Bar
@@ -101,7 +99,7 @@ def evaluate(
             batch_size=batch_size,
             chunk=chunk,
             halvings=halvings,
-            device=_own_device(device),
+            device=device_named(device),
             shard=parse_shard(shard),
             reduce=reduce,
             resume=resume,
@@ -121,11 +119,3 @@ def evaluate(
         print(lines(made))
         if output is not None:
             print(f"report: {output}")
-
-
-def _own_device(name: str | None) -> Any:
-    """The device of a name; under torchrun each process has a GPU of its own."""
-
-    device = device_named(name)
-    rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if device == "cuda" and rank is not None else device

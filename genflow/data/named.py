@@ -1,6 +1,6 @@
 """Data sets by a short name, as the command line gives them."""
 
-__all__ = ["images_of", "named"]
+__all__ = ["images_of", "is_set", "named"]
 
 import os
 from pathlib import Path
@@ -16,6 +16,13 @@ from genflow.data.toy import LAWS, Toy
 from genflow.errors import UserError, nearest
 
 SETS = ("MNIST", "FashionMNIST", "CIFAR10")
+KNOWN = ("digits", *LAWS, *SETS)
+
+
+def is_set(text: str | os.PathLike[str]) -> bool:
+    """Whether a text names a data set, whatever folders there are."""
+
+    return str(text).partition(":")[0] in KNOWN
 
 
 def named(
@@ -58,10 +65,7 @@ def named(
     if Path(text).is_file() and text.endswith(".npy"):
         return Arrays(text)
 
-    known = ["digits", *LAWS, *SETS]
-    raise UserError(
-        f"data is '{text}', which is no folder and no file either{nearest(name, known)}"
-    )
+    raise UserError(f"data is no folder and no file, but '{text}'{nearest(name, KNOWN)}")
 
 
 def images_of(

@@ -89,15 +89,38 @@ def claim(
 
     i, n = shard
     file = folder / ("meta.json" if n == 1 else f"meta-{i}-of-{n}.json")
-    prepare(folder, file, settings, shard, overwrite, resume)
 
     if overwrite:
+        _check_older(folder)
+
+    prepare(folder, file, settings, shard, overwrite, resume)
+
+    if n > 1 and _records(folder):
+        agreeing(folder, settings)  # with the shards that were here before, ere work is in vain
+    if overwrite:  # of a job without shards: no other process works in the folder
         for part in PARTS:
             shutil.rmtree(folder / part, ignore_errors=True)
 
     started = datetime.now(UTC).isoformat(timespec="seconds")
     about = {"shard": list(shard), "genflow": __version__, "started": started, "command": command}
     write_text(file, _text({**settings, **about}))
+
+
+def _records(folder: Path) -> list[Path]:
+    return sorted(folder.glob("meta*.json"))
+
+
+def _check_older(folder: Path) -> None:
+    """Refuses to empty a folder that was never an evaluation's."""
+
+    taken = folder.is_dir() and any(folder.iterdir())
+    ours = (json.loads(f.read_text(encoding="utf-8")) for f in _records(folder))
+
+    if taken and not any("nets" in record for record in ours):
+        raise UserError(
+            f"output '{folder}' is not empty, and holds no evaluation that could be overwritten: "
+            "give another folder."
+        )
 
 
 def agreeing(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -107,7 +130,7 @@ def agreeing(folder: Path, settings: Mapping[str, Any]) -> None:
         UserError: If a shard was told something else, or there is none.
     """
 
-    files = sorted(folder.glob("meta*.json"))
+    files = _records(folder)
 
     if not files:
         raise UserError(f"'{folder}' holds no evaluation: meta.json is missing.")
@@ -124,9 +147,12 @@ def agreeing(folder: Path, settings: Mapping[str, Any]) -> None:
 
 @contextmanager
 def turn(folder: Path, shard: tuple[int, int], alone: bool) -> Iterator[bool]:
-    """Whether it falls to this process to reduce, where two shards may end at the same time."""
+    """Whether it falls to this process to reduce, where two shards may end at the same time.
 
-    if shard[1] == 1 or alone:
+    A mark that a killed process has left is nothing to one that was asked to reduce alone.
+    """
+
+    if shard[1] == 1 and not alone:
         yield True
         return
 
@@ -134,8 +160,9 @@ def turn(folder: Path, shard: tuple[int, int], alone: bool) -> Iterator[bool]:
     try:
         mark.open("x").close()
     except FileExistsError:
-        yield False
-        return
+        if not alone:
+            yield False
+            return
 
     try:
         yield True

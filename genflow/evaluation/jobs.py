@@ -106,7 +106,7 @@ class Job:
 
         for name, net in self.plan.nets.items():
             if name not in self.references:
-                points = self.plan.points(name)
+                points = self.plan.points(name) or self.halvings > 0  # floors need them, too
                 self.references[name] = reference_of(self.data, net, points=points, say=self.say)
         return self.references
 
@@ -184,7 +184,7 @@ def evaluate(
 
     began = time.perf_counter()
     form = Form(channels, size)
-    _check(output, shard, resume, overwrite, batch_size)
+    _check(output, shard, resume, overwrite, batch_size, halvings)
 
     with gathered() as ranks:
         opening = {"skip_unreadable": skip_unreadable, "ranks": ranks}
@@ -202,6 +202,9 @@ def evaluate(
             **opening,
         )
         check_alike(source.shape, against.shape)
+        for side, count in (("samples", len(rows) // repeats), ("data", len(against))):
+            if count < 2:
+                raise UserError(f"there are {count} {side}: a distance needs 2 or more.")
         told = say if ranks.leads else (lambda text: None)
         plan = _plan(feature, metrics, against, inception_weights, told).to(device)
         n = len(rows) // repeats
@@ -275,7 +278,9 @@ def _reduced(
 
     with turn(folder, job.shard, alone) as mine:
         if not mine:
-            job.say(f"{folder}: another shard measures")
+            job.say(
+                f"{folder}: another shard measures; should it have been stopped, say --reduce true"
+            )
             return None
 
         records = [job.shards.record(c) for c in job.chunks]
@@ -294,7 +299,12 @@ def _check(
     resume: bool,
     overwrite: bool,
     batch_size: int,
+    halvings: int,
 ) -> None:
+    if halvings < 0 or halvings == 1:
+        raise UserError(
+            f"halvings is {halvings}: 2 or more are needed for a spread, or 0 for no floors."
+        )
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
     if output is None or Path(output).suffix == ".json":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from genflow.data import decode
 from genflow.data.base import DataModule
-from genflow.data.named import images_of, named
+from genflow.data.named import images_of, is_set, named
 from genflow.errors import UserError
 from genflow.evaluation.drawn import Drawn
 from genflow.evaluation.forms import Form
@@ -24,12 +24,15 @@ from genflow.pipelines.conditions import round_in
 
 Named = str | os.PathLike[str]
 
+FILES = (".npz", ".npy", ".zip")
+
 
 def opened(
     what: Named | Tensor | DataModule | Source,
     form: Form | None = None,
     *,
     skip_unreadable: bool = False,
+    samples: bool = False,
     ranks: Ranks | None = None,
 ) -> Source:
     """Images or vectors by name.
@@ -39,6 +42,7 @@ def opened(
             job, a data set as `genflow.data.named` knows it; or a tensor, or a data module.
         form: What images are converted to.
         skip_unreadable: Whether files that cannot be decoded are left out.
+        samples: Whether a folder is meant that has the name of a data set.
         ranks: The processes that share the job; rank 0 looks at files for all.
 
     Raises:
@@ -60,7 +64,7 @@ def opened(
         return Stored(path, form)
     if path.suffix == ".zip" and path.is_file():
         return ranks.agree(lambda: Files(decode.Zip(path), form, skip_unreadable))
-    if not path.is_dir():
+    if not path.is_dir() or (is_set(what) and not samples):
         return Held(named(what).reference(), str(what), form)
     if list(path.glob("samples*.npy")):
         return Held(images_of(path), str(what), form)
@@ -79,7 +83,7 @@ def opened_data(
         UserError: If there is nothing of that name, or it cannot be used.
     """
 
-    if isinstance(what, (str, os.PathLike)) and is_reference(what):
+    if isinstance(what, (str, os.PathLike)) and not is_set(what) and is_reference(what):
         return References(what)
     return opened(what, form, **options)
 
@@ -118,6 +122,11 @@ def opened_samples(
 
     pipe = what if isinstance(what, Pipeline) else None
 
+    file = Path(what) if isinstance(what, (str, os.PathLike)) else Path()
+
+    if file.suffix in FILES and not file.is_file():
+        raise UserError(f"samples '{what}' is not there: give a file that is.")
+
     if isinstance(what, (str, os.PathLike)) and _is_pipeline(Path(what)):
         pipe = Pipeline.from_pretrained(what, device=device)
     if isinstance(pipe, BridgePipeline):
@@ -149,7 +158,7 @@ def opened_samples(
             f"{told} is given, but the samples are not drawn from a pipeline: omit it."
         )
 
-    source = opened(what, form, **options)
+    source = opened(what, form, samples=True, **options)
     return source, _chosen(len(source), n, seed)
 
 

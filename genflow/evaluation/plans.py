@@ -113,13 +113,14 @@ def planned(
                 raise
             nets.pop(name, None)
             skipped.append({"feature": name, "metrics": wanted[name], "reason": str(error)})
-            say(f"skipped: {name} ({', '.join(wanted[name])}): {error}")
 
     if not nets:
         raise UserError(
             f"no feature net is left: {skipped[0]['reason']} Or name one that needs no weights, "
             "as in --feature random-conv."
         )
+    for left in skipped:
+        say(f"skipped: {left['feature']} ({', '.join(left['metrics'])}): {left['reason']}")
     return Plan(nets, {n: tuple(wanted[n]) for n in nets}, tuple(skipped))
 
 

@@ -48,7 +48,7 @@ def assembled(
         "data": data,
         "measures": dict(measures),
         "skipped": list(job.plan.skipped),
-        "warnings": _warnings(samples, data, measures),
+        "warnings": _warnings(samples, data, measures, job.halvings > 0),
         "seed": job.seed,
         "batch_size": job.batch_size,
         "device": str(_device(job)),
@@ -81,12 +81,24 @@ def _warnings(
     samples: Mapping[str, Any],
     data: Mapping[str, Any],
     measures: Mapping[str, Mapping[str, Any]],
+    floors: bool,
 ) -> list[str]:
     said = []
 
     for side, record in (("samples", samples), ("data", data)):
         left = record["unreadable"]
         if left:
-            said.append(f"{side}: {len(left)} files could not be decoded and are left out.")
+            named = ", ".join(left[:3]) + (", …" if len(left) > 3 else "")
+            found = len(left) + record["count"]
+            said.append(
+                f"{side}: {len(left)} of {found} files cannot be decoded and are left out "
+                f"({named})."
+            )
+    said += [
+        f"{name}: no floors, since only the moments of the reference are stored; make it again "
+        "with its points."
+        for name, m in measures.items()
+        if floors and m["counts"]["floor"] is None and data["kind"] == "reference"
+    ]
     said += [f"{name}: {text}" for name, m in measures.items() for text in m["warnings"]]
     return said

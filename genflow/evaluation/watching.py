@@ -2,9 +2,9 @@
 
 The samples are those of seeds 0 to n − 1, with the classes going round: the same at every step, so
 two numbers of a run differ by the weights and by nothing else. Ranks share the chunks of the work
-and rank 0 measures; features travel as objects, since a training run need not have a folder that
-all machines see. Nothing global is touched: generators are the job's own, and the random state of
-the process is the same afterwards.
+and rank 0 measures, for all; features travel as objects, since a training run need not have a
+folder that all machines see. Nothing global is touched: generators are the job's own, and the
+random state of the process is the same afterwards.
 """
 
 __all__ = ["Watch"]
@@ -52,6 +52,7 @@ class Watch:
         feature: Feature nets, with commas.
         metrics: Metrics, with commas.
         batch_size: How many samples are drawn at once.
+        say: Told of nets that are left out, and where references come from.
 
     Raises:
         UserError: If the samples cannot be drawn, or cannot be compared with the reference.
@@ -70,6 +71,7 @@ class Watch:
         feature: str | None = None,
         metrics: str = "fd",
         batch_size: int = CHUNK,
+        say: Callable[[str], None] = print,
     ) -> None:
         latents = isinstance(data, Latents)
         if latents and reference is None:
@@ -96,8 +98,9 @@ class Watch:
         if feature is None and len(self.source.shape) == 3:
             stored = isinstance(self.data, References)
             feature = self.data.features if stored else "random-conv"
-        self.plan: Plan = planned(feature, metrics, self.source.shape)
-        self.batch_size, self.references = batch_size, dict[str, Reference]()
+        self.plan: Plan = planned(feature, metrics, self.source.shape, say=say)
+        self.batch_size, self.say = batch_size, say
+        self.references: dict[str, Reference] = {}
 
     @property
     def lower(self) -> bool:
@@ -108,7 +111,7 @@ class Watch:
 
     def __call__(
         self, device: torch.device, within: Callable[[], AbstractContextManager[Any]] = nullcontext
-    ) -> dict[str, float] | None:
+    ) -> dict[str, float]:
         """Draws, looks and measures.
 
         Args:
@@ -117,8 +120,8 @@ class Watch:
                 nets are not.
 
         Returns:
-            The values by name, such as "fd", or "fd-inception" where there are several nets; None
-            on all ranks but the first.
+            The values by name, such as "fd", or "fd-inception" where there are several nets; the
+            same on every rank.
 
         Raises:
             UserError: If samples are not finite.
@@ -139,15 +142,13 @@ class Watch:
                 return [(index, found.features) for index, found in seen]
 
             parts = ranks.together(work)
-
-        if not ranks.leads:
-            return None
-
-        whole = dict(pair for part in parts for pair in part)
-        joined = [whole[k] for k in sorted(whole)]
-        return self._measured(
-            {name: np.concatenate([f[name] for f in joined]) for name in self.plan.nets}
-        )
+            whole = dict(pair for part in parts for pair in part)
+            joined = [whole[k] for k in sorted(whole)]
+            return ranks.agree(
+                lambda: self._measured(
+                    {name: np.concatenate([f[name] for f in joined]) for name in self.plan.nets}
+                )
+            )
 
     def _measured(self, features: Mapping[str, np.ndarray]) -> dict[str, float]:
         values = {}
@@ -155,7 +156,7 @@ class Watch:
         for name, net in self.plan.nets.items():
             if name not in self.references:
                 points = self.plan.points(name)
-                self.references[name] = reference_of(self.data, net, points=points)
+                self.references[name] = reference_of(self.data, net, points=points, say=self.say)
             x: Tensor = torch.from_numpy(features[name])
             made = measure(
                 x, self.references[name], self.plan.metrics[name], prefix=net.prefix, repeats=0

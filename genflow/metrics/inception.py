@@ -27,6 +27,7 @@ __all__ = ["Inception"]
 from concurrent.futures import ThreadPoolExecutor
 import os
 from pathlib import Path
+from warnings import catch_warnings
 
 import numpy as np
 import torch
@@ -137,7 +138,8 @@ def _file(given: str | os.PathLike[str] | None) -> Path:
 def _layers(file: os.PathLike[str]) -> nn.Module:
     """The part of the network from scaled pixels to its last pool."""
     try:
-        layers = torch.jit.load(str(file), map_location="cpu").eval().layers
+        with catch_warnings(action="ignore", category=FutureWarning):  # the file is TorchScript
+            layers = torch.jit.load(str(file), map_location="cpu").eval().layers
         with torch.no_grad():
             out = layers(torch.zeros(1, 3, SIDE, SIDE))
     except (RuntimeError, AttributeError) as error:

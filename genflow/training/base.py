@@ -52,7 +52,7 @@ from genflow.training.checks import (
 )
 from genflow.training.couplings import Coupling
 from genflow.training.losses import Loss, SquaredError
-from genflow.training.lots import Drawn, cut, joined
+from genflow.training.lots import Drawn, cut, joined, recounted
 from genflow.training.optimisers import optimiser
 from genflow.training.times import TimeLaw
 
@@ -361,7 +361,7 @@ class GenerativeModule(LightningModule):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Compares a checkpoint with the network, its path and its prediction.
+        """Compares a checkpoint with the network, and counts its batches as this run does.
 
         Raises:
             UserError: If the checkpoint is of another network, of another package, or of a path
@@ -375,3 +375,5 @@ class GenerativeModule(LightningModule):
 
         if error is not None:
             raise error
+        if self._trainer is not None:
+            recounted(checkpoint, self.trainer.accumulate_grad_batches)

@@ -20,6 +20,7 @@ import torch
 from genflow.errors import UserError
 from genflow.training.callbacks import resting
 from genflow.training.ema import EMA
+from genflow.training.launch import sharded
 
 if TYPE_CHECKING:
     from genflow.evaluation.watching import Watch
@@ -100,16 +101,23 @@ class Evaluate(Callback):
 
         if stage != "fit" or not self.every:
             return
+        if sharded(trainer.strategy):
+            raise UserError(
+                f"strategy is {type(trainer.strategy).__name__}, which shards the weights, and "
+                "Evaluate draws with whole ones: set evaluate.every to 0, or train with ddp."
+            )
         if data is None:
             raise UserError("Evaluate needs the data of the run: hand a data module to fit.")
 
         from genflow.evaluation.watching import Watch
 
-        self._watch = Watch(pl_module.denoiser, data, **self.options)
+        with resting(pl_module):  # a pipeline puts what it is given into evaluation mode
+            self._watch = Watch(pl_module.denoiser, data, say=rank_zero_info, **self.options)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Agrees on the folder with all ranks."""
+        """Forgets an earlier run, and agrees on the folder with all ranks."""
 
+        self.history = {}
         self._folder = Path(trainer.log_dir or trainer.default_root_dir)
 
     def on_train_batch_end(
@@ -138,18 +146,20 @@ class Evaluate(Callback):
         ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
         held = nullcontext() if ema is None else ema.average(pl_module)
 
-        with held, resting(pl_module.net):
+        with held, resting(pl_module):
             try:
                 within = trainer.precision_plugin.forward_context
                 found = self._watch(pl_module.device, within)
             except UserError as error:
                 rank_zero_warn(f"the evaluation of step {step} is left out: {error}")
                 return
-            if found is not None:
-                self._take(trainer, step, found)
+            self._take(trainer, step, found)
 
     def _take(self, trainer: Trainer, step: int, found: dict[str, float]) -> None:
-        """Logs numbers, and keeps the model if it is the best one so far; on rank 0 alone."""
+        """Logs numbers, and keeps the model if it is the best one so far.
+
+        All ranks know the numbers, so that a checkpoint may go by them; rank 0 alone writes.
+        """
 
         self.history[step] = found
         named = {f"eval/{k}": v for k, v in found.items()}
@@ -163,7 +173,8 @@ class Evaluate(Callback):
         if self.keep_best and (self._best is None or value < self._best["value"]):
             self._best = {"step": step, "value": value}
             card = {"training_steps": step, **{f"eval_{k}": v for k, v in found.items()}}
-            self._watch.keep(self._folder / "best", card)
+            if trainer.is_global_zero:
+                self._watch.keep(self._folder / "best", card)
 
     def state_dict(self) -> dict[str, Any]:
         """The best number so far, which a run that goes on must beat."""

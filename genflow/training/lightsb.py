@@ -33,6 +33,7 @@ from genflow.models.steps import BridgeAdam, one_cycle
 from genflow.models.watches import Watch
 from genflow.training.checkpoints import load_plain
 from genflow.training.couplings import Coupling
+from genflow.training.lots import recounted
 
 
 class LightSB(LightningModule):
@@ -276,6 +277,9 @@ class LightSB(LightningModule):
 
         self.frame = Frame(**checkpoint["bridge"]["frame"])
         self._kept = checkpoint["bridge"]["watch"]
+
+        if self._trainer is not None:
+            recounted(checkpoint, self.trainer.accumulate_grad_batches)
 
 
 def bridge_of(path: str | os.PathLike[str]) -> LightBridge | None:

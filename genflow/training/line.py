@@ -215,8 +215,11 @@ def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Traine
         callbacks = line.trainer.callbacks
         line.trainer.callbacks = [c for c in callbacks if not isinstance(c, SampleGrid)]
     if sharded(line.trainer.strategy):
-        rank_zero_warn("the weights are sharded: no average of them is kept, and no grids drawn.")
-        kept = [c for c in line.trainer.callbacks if not isinstance(c, (EMA, SampleGrid))]
+        without = (EMA, SampleGrid, Evaluate)
+        rank_zero_warn(
+            "the weights are sharded: no average of them is kept, and nothing is drawn."
+        )
+        kept = [c for c in line.trainer.callbacks if not isinstance(c, without)]
         line.trainer.callbacks = kept
     first = line.trainer.is_global_zero
     checkpoint = _claim(Path(config.run), config.resume, config.overwrite, first)

@@ -16,9 +16,10 @@ lot, and a coupling by optimal transport pairs the two ends of a lot. Not covere
 dropout, which are drawn for a batch as a whole, and differ where batches are cut otherwise.
 """
 
-__all__ = ["Drawn", "cut", "joined"]
+__all__ = ["Drawn", "cut", "joined", "recounted"]
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,3 +63,25 @@ def joined(parts: Sequence[Drawn]) -> Drawn:
 
     x, z, t = (torch.cat([part[i] for part in parts]) for i in range(3))
     return x, z, t, {k: torch.cat([part[3][k] for part in parts]) for k in parts[0][3]}
+
+
+def recounted(checkpoint: Mapping[str, Any], accumulated: int) -> None:
+    """Counts the batches behind a checkpoint as a run with its own accumulation would have.
+
+    A trainer takes the place m of a batch in its step from the number of batches before it, which
+    is k A after k steps: the A of the run that goes on, not of the one that was killed, or its
+    first step would end early, on less than a global batch. A step that was cut short begins anew.
+
+    Args:
+        checkpoint: What Lightning read; changed in place.
+        accumulated: A, the number of batches that the run accumulates.
+    """
+
+    progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress")
+
+    if progress is None:
+        return
+
+    for counts in (progress["total"], progress["current"]):
+        behind = checkpoint["global_step"] * accumulated - counts["processed"]
+        counts |= {name: number + behind for name, number in counts.items()}

@@ -146,7 +146,7 @@ def test_a_missing_optuna_is_told(vectors, tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize("source", ["model", "noise"])
 def test_what_the_report_says_about_diffusers_is_true(source):
-    """Stock pipelines call the network at every stage, so the number differs if a call is saved."""
+    """Stock pipelines call the network at each stage, so the number differs if one is saved."""
 
     found = SolverSchedule((0.9, 0.5, 0.2, 0.0), (Step(source=source), Step(), Step()))
     line = next(x for x in _loading(found).splitlines() if "from_schedules" in x)

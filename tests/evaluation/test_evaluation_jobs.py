@@ -115,6 +115,21 @@ def test_only_the_same_job_is_gone_on_with(pipe, tmp_path):
     assert run(pipe, overwrite=True, **job)["counts"]["samples"] == 6
 
 
+def test_only_an_older_evaluation_is_overwritten(pipe, tmp_path):
+    folder = save(tmp_path / "mine", pictures(3))
+    (folder / "features").mkdir()
+    (folder / "meta.json").write_text('{"sampler": "of a generating job"}')
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(UserError, match="holds no evaluation that could be overwritten"):
+        run(pipe, n=4, output=folder, overwrite=True)
+    assert sorted(folder.rglob("*")) == before
+
+    run(pipe, n=8, chunk=2, output=tmp_path / "o")
+    report = run(pipe, n=4, chunk=2, output=tmp_path / "o", overwrite=True)
+    assert report["counts"]["samples"] == 4
+    assert len(list((tmp_path / "o" / "chunks").iterdir())) == 2, "nothing older is left"
+
+
 def test_shards_that_know_nothing_of_each_other_give_the_same_number(pipe, tmp_path):
     whole = run(pipe, n=20, chunk=4)
     said = []
@@ -131,9 +146,25 @@ def test_shards_that_know_nothing_of_each_other_give_the_same_number(pipe, tmp_p
 
     with pytest.raises(UserError, match="another n: all shards"):
         run(pipe, reduce=True, **(job | {"n": 19, "chunk": 4}))
-    (tmp_path / "o" / "reducing").touch()
+    mark = tmp_path / "o" / "reducing"
+    mark.touch()
     assert run(pipe, shard=(0, 3), resume=True, **job) is None
-    assert said[-1].endswith("another shard measures")
+    assert said[-1].endswith(
+        "another shard measures; should it have been stopped, say --reduce true"
+    )
+    assert fd(run(pipe, reduce=True, **job)) == fd(whole) and not mark.exists()
+
+
+def test_a_shard_that_was_told_something_else_is_refused_before_it_works(
+    pipe, tmp_path, monkeypatch
+):
+    run(pipe, n=20, chunk=4, shard=(0, 3), output=tmp_path / "o")
+    monkeypatch.setattr(Job, "look", lambda *a: pytest.fail("too late"))
+    for change, word in (({"seed": 1}, "seed"), ({"n": 19}, "n"), ({"chunk": 5}, "chunks")):
+        job = {"n": 20, "chunk": 4, "shard": (1, 3), "output": tmp_path / "o"}
+        with pytest.raises(UserError, match=f"another {word}: all shards"):
+            run(pipe, **(job | change))
+    assert not list((tmp_path / "o").glob("meta-1*"))
 
 
 def test_what_needs_a_folder_says_so(pipe, tmp_path):
@@ -201,9 +232,22 @@ def test_a_wrong_file_of_weights_is_no_absence(pipe, tmp_path):
     assert not isinstance(caught.value, Absent)
 
 
-def test_few_images_are_flagged():
+def test_few_images_are_flagged_and_one_is_refused(monkeypatch):
     report = run(pictures(10, channels=1))
     assert any("samples" in w and "10" in w for w in report["warnings"])
+    monkeypatch.setattr(Job, "look", lambda *a: pytest.fail("too late"))
+    for x, y, words in ((DATA[:1], DATA, "1 samples"), (DATA, DATA[:1], "1 data")):
+        with pytest.raises(UserError, match=f"there are {words}: a distance needs 2"):
+            run(x, y)
+    for halvings in (1, -1):
+        with pytest.raises(UserError, match=f"halvings is {halvings}: 2 or more are needed"):
+            run(DATA, halvings=halvings)
+
+
+def test_a_fresh_reference_has_floors_whatever_the_metric():
+    for halvings in (2, 0):
+        entry = run(DATA[:30], halvings=halvings)["measures"]["random-conv"]["metrics"]["frechet"]
+        assert (entry["floor"] is None) == (entry["ratio"] is None) == (halvings == 0)
 
 
 def test_files_left_out_are_counted_in_the_report(tmp_path):
@@ -213,4 +257,5 @@ def test_files_left_out_are_counted_in_the_report(tmp_path):
         run(folder)
     report = run(folder, skip_unreadable=True)
     assert report["samples"]["unreadable"] == ["0002.png"] and report["counts"]["samples"] == 11
-    assert "samples: 1 files could not be decoded and are left out." in report["warnings"]
+    left = "samples: 1 of 12 files cannot be decoded and are left out (0002.png)."
+    assert left in report["warnings"]

@@ -3,8 +3,11 @@
 from albums import pictures, save
 from PIL import Image
 import pytest
+import torch
 
 from genflow.evaluation import evaluate, lines, page
+from genflow.metrics import frechet_from_features
+from genflow.metrics.features import extract, features
 
 DATA = pictures(60, channels=1, seed=1)
 
@@ -31,7 +34,11 @@ def test_the_record_holds_what_a_repetition_needs(report):
 
 def test_noise_is_a_ceiling(report):
     frechet = report["measures"]["random-conv"]["metrics"]["frechet"]
-    assert frechet["noise"] > 20 * frechet["floor"]["mean"]
+    noise = torch.randint(0, 256, (30, 1, 8, 8), generator=torch.Generator().manual_seed(9))
+    net = features("random-conv", (1, 8, 8))
+    other = frechet_from_features(extract(net, noise.to(torch.uint8)), extract(net, DATA))
+    assert frechet["noise"] == pytest.approx(other, rel=0.3), "other noise of the same kind"
+    assert frechet["noise"] > 10 * frechet["floor"]["mean"]
 
 
 def test_the_page_shows_every_number_and_every_omission(report):
@@ -81,11 +88,14 @@ def test_a_copy_is_named_and_shown_beside_what_it_copies(tmp_path):
 
 
 def test_vectors_have_a_cloud_and_a_box_of_noise(tmp_path):
-    import torch
-
-    x, y = torch.randn(50, 2), torch.randn(80, 2)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(n, 2, generator=generator) for n in (1000, 2000))
     report = evaluate(x, y, metrics="fd", halvings=2, output=tmp_path / "o", say=lambda t: None)
     assert list(report["measures"]) == ["identity"]
-    assert report["measures"]["identity"]["metrics"]["frechet"]["noise"] > 0.2
+    box = y.amax(0) - y.amin(0)
+    gaps = (y.amax(0) + y.amin(0)) / 2 - y.mean(0), box / 12**0.5 - y.std(0)  # of two Gaussians
+    expected = float(sum(g.square().sum() for g in gaps))
+    noise = report["measures"]["identity"]["metrics"]["frechet"]["noise"]
+    assert noise == pytest.approx(expected, rel=0.15)
     assert Image.open(tmp_path / "o" / "grid.png").width > 500
     assert "vectors of width 2" in (tmp_path / "o" / "report.md").read_text()

@@ -57,6 +57,7 @@ def test_moments_alone_give_the_frechet_distance_and_say_why_no_more(tmp_path, c
     report = evaluate(X, folder, metrics="fd,swd", halvings=2)
     (entries,) = (m["metrics"] for m in report["measures"].values())
     assert "value" in entries["frechet"] and "moments" in entries["sliced-wasserstein"]["reason"]
+    assert any("no floors, since only the moments" in text for text in report["warnings"])
 
 
 def test_a_reference_of_another_net_is_refused_before_any_work(tmp_path, monkeypatch):

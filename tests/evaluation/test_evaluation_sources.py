@@ -12,6 +12,7 @@ from genflow.errors import UserError
 from genflow.evaluation import opened
 from genflow.evaluation.drawn import Drawn
 from genflow.evaluation.forms import Form, check_alike
+from genflow.evaluation.opening import opened_data, opened_samples
 from genflow.evaluation.sources import Held
 from genflow.metrics.references import DataHash
 
@@ -147,6 +148,16 @@ def test_unreadable_files_are_listed_and_counted(tmp_path):
     (folder / "0001.png").unlink()
     with pytest.raises(UserError, match="'0001.png' .* has changed since the job began"):
         source.read([1])
+
+
+def test_a_folder_that_is_called_like_a_data_set(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path / "digits", X)
+    assert opened("digits").shape == (1, 8, 8) and len(opened("digits")) == 1797
+    assert opened_data("digits", Form()).shape == (1, 8, 8)
+    for source in (opened("./digits"), opened("digits", samples=True)):
+        assert (len(source), source.shape) == (40, (3, 8, 8))
+    assert opened_samples("digits", Form(), n=None, count=9)[0].shape == (3, 8, 8)
 
 
 def test_a_folder_of_nothing_but_rubbish_is_refused(tmp_path):

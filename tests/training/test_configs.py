@@ -10,7 +10,7 @@ import yaml
 
 from genflow.data import DataModule
 from genflow.models import Karras, StudentT
-from genflow.training import PFGMPP, Augmentation, LightSB
+from genflow.training import PFGMPP, Augmentation, Evaluate, LightSB
 from genflow.training.line import NAMED, TRAINER, TrainingLine
 
 ROOT = Path(__file__).parents[2] / "configs"
@@ -50,6 +50,14 @@ def test_every_config_builds_what_it_names(file):
         assert sum(p.numel() for p in line.model.net.parameters()) > 10_000
     first = file.read_text().splitlines()[0]
     assert first.startswith("# ") and len(max(file.read_text().splitlines(), key=len)) <= 100
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_config_evaluates_while_it_trains_and_others_do_not():
+    for file, every in (("fashion_mnist", 4000), ("digits", 0)):
+        callbacks = built(ROOT / "rectified" / f"{file}.yaml").trainer.callbacks
+        (found,) = [c for c in callbacks if isinstance(c, Evaluate)]
+        assert found.every == every
 
 
 def test_all_families_are_looked_at():

@@ -5,7 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
-from short_runs import fit, tiny
+from short_runs import fit, saver, tiny
 import torch
 
 from genflow.data import Digits, Toy
@@ -113,7 +113,7 @@ def test_accumulation_is_the_larger_batch(tmp_path):
 
         def training_step(self, batch, batch_idx, seen=seen):
             loss = RectifiedFlow.training_step(self, batch, batch_idx)
-            seen.append(float(loss))
+            seen.append(float(loss.detach()))
             return loss
 
         module.training_step = partial(training_step, module)
@@ -129,6 +129,38 @@ def test_accumulation_is_the_larger_batch(tmp_path):
         for a in (tiny(dropout=0.0).parameters(), second.parameters())
     )
     assert far > 1e-3 and near < 2e-5  # Adam's first steps make much of small gradients
+
+
+def watched(size, **options):
+    """A module that notes what it draws, and its data."""
+
+    module, draw = tiny(dropout=0.0, lr=1e-3, lot=8), RectifiedFlow.drawn
+    module.seen = []
+
+    def drawn(batch, *, step, place):
+        found = draw(module, batch, step=step, place=place)
+        module.seen.append((step, found[0]))
+        return found
+
+    module.drawn = drawn
+    return {"module": module, "data": Digits(batch_size=size, flip=True), **options}
+
+
+@pytest.mark.parametrize(("old", "new"), [(1, 2), (2, 1)])
+def test_a_run_goes_on_with_another_accumulation(tmp_path, old, new):
+    """Also from a step whose batches do not fill steps of the new kind."""
+
+    whole, before, after = watched(16), watched(16 // old), watched(16 // new)
+    fit(tmp_path, 5, **whole)
+    fit(tmp_path, 3, saver(tmp_path, 1), **before, accumulate_grad_batches=old)
+    ckpt = tmp_path / "step=3.ckpt"
+    _, _, _, trainer = fit(tmp_path, 5, **after, ckpt=ckpt, accumulate_grad_batches=new)
+    assert trainer.global_step == 5
+    for step in (3, 4):
+        one, other = ([x for k, x in run["module"].seen if k == step] for run in (whole, after))
+        assert len(other) == new and torch.equal(one[0], torch.cat(other))
+    ends = (run["module"].parameters() for run in (whole, after))
+    assert max(float((p - q).abs().max()) for p, q in zip(*ends, strict=True)) < 2e-5
 
 
 def test_a_transformer_leaves_no_parameter_without_a_gradient():

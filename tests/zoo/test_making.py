@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "assets" / "zoo"))
 
 import cards  # noqa: E402
 import make  # noqa: E402
-from measuring import Ruler  # noqa: E402
+from measuring import UNSEEN, Ruler  # noqa: E402
 from recipes import RECIPES  # noqa: E402
 
 
@@ -53,7 +53,7 @@ def test_the_ruler_measures_what_compare_does(flow):
     assert found["floor"] == pytest.approx(whole["floor"]["mean"], rel=1e-6)
     assert found["over_floor"] > 5  # mirrored digits are no digits
     assert Ruler(data).noise(len(data)) / found["floor"] > 100
-    assert Ruler(data, seed=1).feature.digest != Ruler(data).feature.digest
+    assert Ruler(data, UNSEEN).feature.name == "genflow-small" != Ruler(data).feature.name
 
 
 def test_a_model_without_a_search_is_made_and_gone_on_with(flow, tmp_path, monkeypatch, capsys):
@@ -65,6 +65,9 @@ def test_a_model_without_a_search_is_made_and_gone_on_with(flow, tmp_path, monke
     card = card_of(folder)
     assert card["made"]["steps"] == 1500 and card["schedules"] == {}
     assert {cell["nfe"] for cell in card["distances"]["table"]} == {1, 2, 4, 8}
+    assert set(card["distances"]["features"]) == {"random-conv-1x8-0", "genflow-small"}
+    page = (folder / "README.md").read_text()
+    assert "No schedule has been searched for it." in page and "`genflow-small`; uniform" in page
     assert (folder / "README.md").read_text().startswith("---\nlicense: apache-2.0\n")
     assert "train" in capsys.readouterr().out
 
@@ -86,7 +89,9 @@ def test_a_search_leaves_a_schedule_and_its_report(flow, tmp_path, monkeypatch):
     card = card_of(work / "made" / name)
     found = card["schedules"]["3"]
     assert (work / "made" / name / "schedules" / "3.json").exists()
-    assert found["preset"] and found["presets"] > 200 and found["over_floor"] > 0
+    assert found["preset"] and found["presets"] > 200
+    assert set(found["measured"]) == {"random-conv-1x8-0", "genflow-small"}
+    assert all(set(pair) == {"searched", "preset"} for pair in found["measured"].values())
     page = cards.page(card)
     assert "## Searched schedules" in page and 'zoo.schedule("digits-1rf", 3)' in page
 

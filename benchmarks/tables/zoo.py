@@ -1,0 +1,51 @@
+"""The table of the models of the zoo."""
+
+__all__ = ["zoo"]
+
+from tables.entries import Record, markdown, table, told
+
+COUNTS = ("3", "5", "8", "10")
+
+
+@table("zoo")
+def zoo(record: Record) -> str:
+    """Size, and the best preset beside the searched schedule at few calls."""
+
+    rows = []
+
+    for name, model in record["models"].items():
+        size = f"{model['parameters'] / 1e6:.2f} M, {model['bytes'] / 2**20:.1f} MB"
+        rows.append([f"`{name}`", size, *(_cell(model, n) for n in COUNTS), _more(model)])
+
+    features = " / ".join(f"`{name}`" for name in record["features"])
+    ratio = (
+        f"Distance ÷ floor on {features}: the best preset, which is the peer → the searched "
+        "schedule, at so many calls; 1 is the distance between two parts of the data."
+    )
+    header = ["model", "parameters, size", *(f"{n} calls" for n in COUNTS), "else"]
+    return markdown(header, rows, told(record, "diffusers", ratio=ratio))
+
+
+def _cell(model: Record, count: str) -> str:
+    """On each feature, the preset and what was searched."""
+
+    found = model["schedules"].get(count)
+
+    if found is None:
+        return "–"
+
+    return " / ".join(f"{pair['preset']:.3g} → {pair['searched']:.3g}" for pair in found.values())
+
+
+def _more(model: Record) -> str:
+    """What is measured on models without schedules."""
+
+    if model["read"] is not None:
+        hits, of = model["read"]
+        return f"{hits} of {of} unseen digits read as the target"
+
+    if model["schedules"]:
+        return ""
+
+    values = " / ".join(f"{v:.3g}" for v in model["one"].values())
+    return f"1 call: {values}"
