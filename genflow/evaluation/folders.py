@@ -14,6 +14,7 @@ __all__ = ["agreeing", "claim", "finish", "settings_of", "turn", "working"]
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
+from hashlib import sha256
 import json
 import os
 from pathlib import Path
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from genflow.evaluation.jobs import Job
 
 PARTS = ("chunks", "features", "pictures")
-OWN = ("shard", "genflow", "started", "command", "batch_size")  # of a record, not of the job
 
 
 def _is_folder(output: str | os.PathLike[str] | None) -> bool:
@@ -60,6 +60,7 @@ def working(output: str | os.PathLike[str] | None, ranks: Ranks) -> Iterator[Pat
 def settings_of(job: "Job") -> dict[str, Any]:
     """What must be the same for a job to be gone on with, as JSON values."""
 
+    label = getattr(job.source, "label", None)
     told = {
         "n": job.n,
         "repeats": job.repeats,
@@ -68,6 +69,7 @@ def settings_of(job: "Job") -> dict[str, Any]:
         "nets": {name: net.digest for name, net in job.plan.nets.items()},
         "data": job.data.record(),
         "samples": job.source.record(),
+        "labels": None if label is None else sha256(label.cpu().numpy().tobytes()).hexdigest(),
     }
     return json.loads(json.dumps(told))
 

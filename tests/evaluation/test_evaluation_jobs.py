@@ -105,7 +105,11 @@ def test_a_job_that_was_cut_short_fills_the_gaps_alone(pipe, tmp_path):
 def test_only_the_same_job_is_gone_on_with(pipe, tmp_path):
     job = {"n": 6, "output": tmp_path / "o"}
     run(pipe, **job)
-    for change, word in (({"seed": 1}, "seed"), ({"feature": "pixels"}, "nets")):
+    for change, word in (
+        ({"seed": 1}, "seed"),
+        ({"feature": "pixels"}, "nets"),
+        ({"label": "0,2,1"}, "labels"),  # as many of each, in another order
+    ):
         with pytest.raises(UserError, match=f"another {word}"):
             run(pipe, resume=True, **(job | change))
     with torch.no_grad():
