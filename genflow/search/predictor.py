@@ -13,9 +13,11 @@ over pairs with the same number of calls whose ranks differ enough; so scores of
 and schedules of all numbers of calls teach one network. A few networks with different random
 weights are averaged, since a single one is easily fooled by children bred to please it.
 
-The design is that of the published predictor of OMS-DPM, made smaller; the rows of the table are
-ours. Measured on random schedules of five calls on a mixture, learning from 300: Kendall's τ 0.46
-with the rows, 0.32 without.
+The design is that of the published predictor of OMS-DPM, made smaller; the rows of the table and
+the small problems are ours. Measured on schedules of five calls on a mixture in the plane, in the
+order of three searches, learning from 60 and ranking the next 100: Kendall's τ 0.55, 0.77 and 0.63
+with the problems, 0.17, 0.57 and 0.49 without; learning from 200: 0.79, 0.83 and 0.79, against
+0.42, 0.76 and 0.71.
 What is *not* assumed: that guesses are scores. Only their order means anything.
 
 References:
