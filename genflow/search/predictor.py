@@ -3,7 +3,9 @@ r"""The surrogate of S³: a network that ranks schedules without running them.
 A schedule is read as a sequence of steps. Each is embedded by the numbers that decide it (times,
 λ, the length of the step, order, prediction, points, relaxation, corrector …) and by what they
 compile to, the row of the table, in which decisions that differ in name only are the same. A
-recurrent network reads the sequence, and a head gives one number. It is trained to *order* pairs,
+recurrent network reads the sequence; a head joins what it read with the schedule's errors on small
+problems whose solution is known (`genflow.search.probes`), and gives one number. It is trained to
+*order* pairs,
 
 .. math:: \max(0, \; 1 - (\hat y_{\text{worse}} - \hat y_{\text{better}})),
 
@@ -11,9 +13,11 @@ over pairs with the same number of calls whose ranks differ enough; so scores of
 and schedules of all numbers of calls teach one network. A few networks with different random
 weights are averaged, since a single one is easily fooled by children bred to please it.
 
-The design is that of the published predictor of OMS-DPM, made smaller; the rows of the table are
-ours. Measured on random schedules of five calls on a mixture, learning from 300: Kendall's τ 0.46
-with the rows, 0.32 without.
+The design is that of the published predictor of OMS-DPM, made smaller; the rows of the table and
+the small problems are ours. Measured on schedules of five calls on a mixture in the plane, in the
+order of three searches, learning from 60 and ranking the next 100: Kendall's τ 0.55, 0.77 and 0.63
+with the problems, 0.17, 0.57 and 0.49 without; learning from 200: 0.79, 0.83 and 0.79, against
+0.42, 0.76 and 0.71.
 What is *not* assumed: that guesses are scores. Only their order means anything.
 
 References:
@@ -36,6 +40,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from genflow.errors import UserError
 from genflow.models.paths import Path
+from genflow.search.probes import Probes
 from genflow.solvers.empirical import Statistics
 from genflow.solvers.schedules import SolverSchedule, resolve
 from genflow.solvers.tableau import Tableau, tabulate
@@ -47,12 +52,12 @@ SLOTS = 4
 """The number of past calls whose weights are read."""
 
 
-def embed(schedule: SolverSchedule, path: Path, statistics: Statistics | None = None) -> Tensor:
-    """The steps of a schedule as rows of numbers, with shape (N, d)."""
+def embed(schedule: SolverSchedule, path: Path, table: Tableau) -> Tensor:
+    """The steps of a schedule and what they compile to as rows of numbers, with shape (N, d)."""
 
     times = torch.tensor(schedule.times, dtype=torch.float64)
     lam = path.lam(times).clamp(-12, 12).tolist()
-    effect = _effect(tabulate(schedule, path, statistics), path).tolist()
+    effect = _effect(table, path).tolist()
     rows = []
 
     for i, step in enumerate(schedule.steps):
@@ -95,23 +100,28 @@ class Reader(nn.Module):
 
     Args:
         features: The number of numbers that describe a step.
+        probes: The number of small problems.
         width: The width of the recurrent network.
     """
 
-    def __init__(self, features: int, width: int) -> None:
+    def __init__(self, features: int, probes: int, width: int) -> None:
         super().__init__()
         self.embed = nn.Sequential(nn.Linear(features, width), nn.SiLU())
         self.read = nn.GRU(width, width, batch_first=True)
-        self.head = nn.Sequential(nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.head = nn.Sequential(
+            nn.Linear(2 * width + probes, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+        self.direct = nn.Linear(probes, 1)  # orders by the errors themselves
 
-    def forward(self, rows: Tensor, lengths: Tensor) -> Tensor:
-        """The guesses, with shape (B), for rows with shape (B, N, d)."""
+    def forward(self, rows: Tensor, lengths: Tensor, probes: Tensor) -> Tensor:
+        """The guesses, with shape (B), for rows with shape (B, N, d) and probes (B, P)."""
 
         out = self.read(self.embed(rows))[0]  # reads forwards, so the padding behind is not seen
         inside = torch.arange(out.shape[1])[None, :, None] < lengths[:, None, None]
         mean = (out * inside).sum(1) / lengths[:, None]
         most = out.masked_fill(~inside, -1e4).amax(1)
-        return self.head(torch.cat([mean, most], dim=1)).squeeze(1)
+        guess = self.head(torch.cat([mean, most, probes], dim=1)) + self.direct(probes)
+        return guess.squeeze(1)
 
 
 class RankingPredictor:
@@ -138,9 +148,9 @@ class RankingPredictor:
         statistics: Statistics | None = None,
         members: int = 2,
         width: int = 48,
-        iterations: int = 250,
+        iterations: int = 200,
         pairs: int = 64,
-        rate: float = 3e-3,
+        rate: float = 1e-2,
         seed: int = 0,
     ) -> None:
         if min(members, width, iterations, pairs) < 1:
@@ -152,8 +162,10 @@ class RankingPredictor:
         self.path, self.statistics = path, statistics
         self.members, self.width = members, width
         self.iterations, self.pairs, self.rate, self.seed = iterations, pairs, rate, seed
+        self.probes = Probes(path)
         self._nets: list[Reader] = []
-        self._rows: dict[SolverSchedule, Tensor] = {}
+        self._known: dict[SolverSchedule, tuple[Tensor, Tensor]] = {}
+        self._mean, self._scale = torch.zeros(1), torch.ones(1)
 
     def fit(self, schedules: Sequence[SolverSchedule], values: Sequence[float]) -> None:
         """Learns the order of all schedules so far.
@@ -163,26 +175,29 @@ class RankingPredictor:
             values: Their scores, finite; lower is better.
         """
 
-        rows, lengths = self._read(schedules)
+        self._take_in(schedules)
+        errors = torch.stack([self._known[s][1] for s in schedules])
+        self._mean, self._scale = errors.mean(0), errors.std(0, correction=0).clamp(min=1e-3)
+        parts = self._read(schedules)
         ranks, groups = _ranks(schedules, values)
         self._nets = []
 
         with torch.random.fork_rng(devices=[]), torch.enable_grad(), _one_thread():
             for k in range(self.members):
                 torch.manual_seed(1_000_003 * self.seed + k)
-                net = Reader(rows.shape[-1], self.width)
-                self._train(net, rows, lengths, ranks, groups)
+                net = Reader(parts[0].shape[-1], len(self.probes), self.width)
+                self._train(net, parts, ranks, groups)
                 self._nets.append(net.eval())
 
     def _train(
-        self, net: Reader, rows: Tensor, lengths: Tensor, ranks: Tensor, groups: Tensor
+        self, net: Reader, parts: tuple[Tensor, ...], ranks: Tensor, groups: Tensor
     ) -> None:
         optimiser = torch.optim.AdamW(net.parameters(), self.rate, weight_decay=1e-3)
         falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.iterations)
 
         for _ in range(self.iterations):
-            some = torch.randperm(len(rows))[: self.pairs]
-            guess = net(rows[some], lengths[some])
+            some = torch.randperm(len(ranks))[: self.pairs]
+            guess = net(*(part[some] for part in parts))
             gap = ranks[some][:, None] - ranks[some][None, :]
             alike = groups[some][:, None] == groups[some][None, :]
             # Row worse than column; pairs near the top count more, for that is where one chooses.
@@ -205,21 +220,35 @@ class RankingPredictor:
         if not self._nets:
             raise UserError("the predictor has learned nothing yet: call fit first.")
 
-        rows, lengths = self._read(schedules)
+        parts = self._read(schedules)
 
         with torch.no_grad(), _one_thread():
-            total = sum(net(rows, lengths) for net in self._nets)
+            total = sum(net(*parts) for net in self._nets)
 
         return (total / len(self._nets)).tolist()
 
-    def _read(self, schedules: Sequence[SolverSchedule]) -> tuple[Tensor, Tensor]:
-        tokens = [self._row(s) for s in schedules]
-        return pad_sequence(tokens, batch_first=True), torch.tensor([len(t) for t in tokens])
+    def _read(self, schedules: Sequence[SolverSchedule]) -> tuple[Tensor, Tensor, Tensor]:
+        """Rows with shape (B, N, d), their numbers, and scaled errors with shape (B, P)."""
 
-    def _row(self, schedule: SolverSchedule) -> Tensor:
-        if schedule not in self._rows:
-            self._rows[schedule] = embed(schedule, self.path, self.statistics)
-        return self._rows[schedule]
+        self._take_in(schedules)
+        rows = [self._known[s][0] for s in schedules]
+        errors = torch.stack([self._known[s][1] for s in schedules])
+        lengths = torch.tensor([len(r) for r in rows])
+        return pad_sequence(rows, batch_first=True), lengths, (errors - self._mean) / self._scale
+
+    def _take_in(self, schedules: Sequence[SolverSchedule]) -> None:
+        """Embeds and probes the schedules that are new."""
+
+        new = list(dict.fromkeys(s for s in schedules if s not in self._known))
+        if not new:
+            return
+
+        with torch.no_grad(), _one_thread():
+            tables = [tabulate(s, self.path, self.statistics) for s in new]
+            errors = self.probes(new, tables).float()
+
+        rows = [embed(s, self.path, t) for s, t in zip(new, tables, strict=True)]
+        self._known |= zip(new, zip(rows, errors, strict=True), strict=True)
 
 
 @contextmanager

@@ -61,7 +61,7 @@ def s3(
     """
 
     guide = RankingPredictor(space.path, seed=seed) if predictor is None else predictor
-    law = {"initial": min(2 * stage, max(2, budget // 4)), **law}
+    law = {"initial": min(stage, max(2, budget // 4)), "rounds": 4, "explore": 0.1, **law}
     return evolve(
         space,
         score,

@@ -10,6 +10,7 @@ from genflow.models import VariancePreserving
 from genflow.search.predictor import RankingPredictor, _ranks, embed
 from genflow.search.usf import SolverSpace
 from genflow.solvers import SolverSchedule, Step
+from genflow.solvers.tableau import tabulate
 
 PATH = VariancePreserving()
 
@@ -25,6 +26,12 @@ def price(schedule):
     gaps = -np.diff(schedule.times)
     orders = sum(s.order == 2 for s in schedule.steps)
     return schedule.nfe**3 * (np.square(gaps).sum() - 0.05 * orders + 2)
+
+
+def effect(schedule):
+    """What the predictor reads of the table."""
+
+    return embed(schedule, PATH, tabulate(schedule, PATH))[:, -8:]
 
 
 def test_it_learns_a_ranking_for_all_numbers_of_calls():
@@ -71,12 +78,9 @@ def test_decisions_that_differ_in_name_only_have_one_row():
     """At order 1, data and noise are one step: their effects agree."""
 
     times = (1.0, 0.5, 0.2, 0.001)
-    one, two = (
-        embed(SolverSchedule(times, (Step(predict=p),) * 3), PATH)[:, -8:]
-        for p in ("data", "noise")
-    )
+    one, two = (effect(SolverSchedule(times, (Step(predict=p),) * 3)) for p in ("data", "noise"))
     torch.testing.assert_close(one, two, rtol=1e-5, atol=1e-5)
-    three = embed(SolverSchedule(times, (Step(), Step(2), Step())), PATH)[:, -8:]
+    three = effect(SolverSchedule(times, (Step(), Step(2), Step())))
     assert (three[1] - one[1]).abs().max() > 0.05
 
 
