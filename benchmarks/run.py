@@ -31,6 +31,7 @@ from genflow.shelves import models
 HERE = Path(__file__).resolve().parent
 RESULTS, PAGE = HERE / "results", HERE / "README.md"
 QUICK = RESULTS / "quick"
+EDM = "zoo:digits-edm"
 DIGITS = "zoo:digits-1rf"
 FLOWS = "1-RF=zoo:digits-1rf,2-RF=zoo:digits-2rf,distilled=zoo:digits-distilled"
 
@@ -87,6 +88,13 @@ JOBS = {
         ("search.py", "mixture"), ("--seeds", "1", "--calls", "5", "--steps", "50"), (6, 1)
     ),
     "search-guided": Job(("search.py", "guided"), ("--seeds", "1", "--budget", "120"), (8, 1)),
+    "search-guided-digits": Job(
+        ("search.py", "guided", "--pipeline", EDM),
+        ("--seeds", "1", "--budget", "60"),
+        (15, 1),
+        CUDA,
+        ("digits-edm",),
+    ),
     "search-digits": Job(
         ("search.py", "digits", "--pipeline", DIGITS), None, (60, 0), CUDA, ("digits-1rf",)
     ),

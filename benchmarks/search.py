@@ -3,6 +3,7 @@
     python benchmarks/search.py mixture           five calls on a mixture whose solution is known
     python benchmarks/search.py digits --pipeline runs/digits/pipeline
     python benchmarks/search.py guided            S³ against evolution and random search
+    python benchmarks/search.py guided --pipeline zoo:digits-edm        the same on a network
     python benchmarks/search.py population        many schedules in one batch against one by one
     python benchmarks/search.py workers           two workers, one of them killed
     python benchmarks/search_blocks.py            blocks left out, by itself
@@ -14,6 +15,7 @@ Each section prints a table with its spread over seeds of the search, and writes
 import argparse
 
 import search_digits
+import search_guided
 import search_mixture
 import search_population
 import search_workers
@@ -21,7 +23,7 @@ import search_workers
 SECTIONS = {
     "mixture": search_mixture.best,
     "digits": search_digits.main,
-    "guided": search_mixture.guided,
+    "guided": search_guided.main,
     "population": search_population.main,
     "workers": search_workers.main,
 }

@@ -10,7 +10,7 @@ import torch
 
 from genflow.models import Exact, Karras, Mixture
 from genflow.search.population import Population
-from genflow.search.recipes import plain, random, s3
+from genflow.search.recipes import plain
 from genflow.search.refine import descend, refine
 from genflow.search.score import Simulated, error
 from genflow.search.seeds import presets, seeds_for
@@ -40,7 +40,7 @@ def best(options):
 
     denoiser, noise, solution = truth()
     golden = Simulated(Population(denoiser, noise), error(solution))
-    held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
+    held = Simulated(*judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
     check = drawn(denoiser, range(10**5, 10**5 + 1024))
     results = {}
 
@@ -75,7 +75,7 @@ def best(options):
     write_results("search-mixture", {"cases": results}, options)
 
 
-def _judged(pair):
+def judged(pair):
     return pair[0], error(pair[1])
 
 
@@ -83,7 +83,7 @@ def _found(denoiser, calls, seed, check, more, options):
     """A short evolutionary search, gradient steps from the best, and then a free table."""
 
     train = drawn(denoiser, range(10_000 * seed, 10_000 * seed + 512))
-    score, space = Simulated(*_judged(train)), SolverSpace(denoiser.path, calls)
+    score, space = Simulated(*judged(train)), SolverSpace(denoiser.path, calls)
     known = [(n, s) for n, s in more if isinstance(s, SolverSchedule) and space.legal(s)]
     values = score([s for _, s in known])
     order = sorted(range(len(known)), key=lambda i: (math.isnan(values[i]), values[i]))
@@ -97,35 +97,3 @@ def _found(denoiser, calls, seed, check, more, options):
     schedule = first[0].solver
     free = ("times", "relax", "weights")
     return schedule, refine(schedule, *train, free=free, rate=0.01, **options).solver
-
-
-def guided(options):
-    """S³ against the same evolution without a predictor, and against random search."""
-
-    denoiser, _, _ = truth()
-    held = Simulated(*_judged(drawn(denoiser, range(10**6, 10**6 + 4096))))
-    budget, results = options.budget or 400, {}
-
-    for calls in options.calls or (5,):
-        space = SolverSpace(denoiser.path, calls)
-        for seed in range(options.seeds):
-            score = Simulated(*_judged(drawn(denoiser, range(10_000 * seed, 10_000 * seed + 256))))
-            runs = {
-                "random": random(space, score, budget=budget, seed=seed),
-                "evolution": plain(space, score, budget=budget, seed=seed),
-                "S³": s3(space, score, budget=budget, stage=20, seed=seed),
-            }
-            goal = runs["evolution"].best.value
-            curve = runs["S³"].curve()
-            reached = next((k + 1 for k, v in enumerate(curve) if v <= goal), None)
-            taus = [s.tau for s in runs["S³"].stages]
-            ends = held([a.best.schedule for a in runs.values()])
-            results[f"{calls}/{seed}"] = {
-                "curves": {name: a.curve() for name, a in runs.items()},
-                "held": dict(zip(runs, ends, strict=True)),
-                "reached": reached,
-                "taus": taus,
-            }
-            print(calls, seed, *(f"{a.best.value:.4f}" for a in runs.values()), flush=True)
-
-    write_results("search-guided", {"budget": budget, "cases": results}, options)

@@ -39,6 +39,7 @@ def search_mixture(record: Record) -> str:
     return markdown(header, rows, told(record, ratio=ratio))
 
 
+@table("search-guided-digits")
 @table("search-guided")
 def search_guided(record: Record) -> str:
     """S³ against evolution and random search at equal numbers of scores."""
