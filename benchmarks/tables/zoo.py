@@ -20,8 +20,8 @@ def zoo(record: Record) -> str:
     features = " / ".join(f"`{name}`" for name in record["features"])
     ratio = (
         f"Distance ÷ floor on {features}: the best preset, which is the peer → the searched "
-        "schedule, at so many calls; 1 is the distance between two parts of the data; a dash where "
-        "none was searched."
+        "schedule, at so many calls; 1 is the distance between two parts of the data; a dash "
+        "where none was searched."
     )
     header = [
         "model",
