@@ -52,4 +52,5 @@ def _more(model: Record) -> str:
 
     best = model["best"]
     values = " / ".join(f"{v:.3g}" for v in best["over_floor"].values())
-    return f"{values} ({best['sampler']}, {best['nfe']} calls)"
+    calls = "1 call" if best["nfe"] == 1 else f"{best['nfe']} calls"
+    return f"{values} ({best['sampler']}, {calls})"
