@@ -72,8 +72,8 @@ JOBS = {
     ),
     "gradients": Job(
         ("gradients.py",),
-        ("--steps", "10", "20", "--iterations", "20", "--rounds", "2"),
-        (8, 3),
+        ("--quick",),
+        (8, 2),
         CUDA,
     ),
     "flows": Job(
