@@ -57,10 +57,10 @@ class Job:
 
 CUDA = ("--device", "cuda")
 JOBS = {
-    "sampling": Job(("sampling.py", "--rounds", "41"), ("--rounds", "9"), (3, 1), CUDA),
-    "training": Job(("training.py",), ("--quick",), (5, 2)),
+    "sampling": Job(("sampling.py", "--rounds", "41"), ("--rounds", "9"), (3, 1.5), CUDA),
+    "training": Job(("training.py",), ("--quick",), (5, 1.5)),
     "solvers": Job(
-        ("solvers.py", "--pipeline", DIGITS), ("--quick",), (5, 1), needs=("digits-1rf",)
+        ("solvers.py", "--pipeline", DIGITS), ("--quick",), (5, 1.2), needs=("digits-1rf",)
     ),
     "robustness": Job(
         ("robustness.py",),
@@ -69,12 +69,12 @@ JOBS = {
             *("--train-steps", "200", "--n", "200", "--alpha", "0", "0.4", "--bits", "8", "4"),
             *("--steps", "7", "10"),
         ),
-        (20, 2),
+        (20, 1),
     ),
     "gradients": Job(
         ("gradients.py",),
-        ("--steps", "10", "20", "--iterations", "20", "--rounds", "2"),
-        (8, 3),
+        ("--quick",),
+        (8, 2),
         CUDA,
     ),
     "flows": Job(
@@ -85,9 +85,9 @@ JOBS = {
         ("digits-1rf", "digits-2rf", "digits-distilled"),
     ),
     "search-mixture": Job(
-        ("search.py", "mixture"), ("--seeds", "1", "--calls", "5", "--steps", "50"), (6, 1)
+        ("search.py", "mixture"), ("--seeds", "1", "--calls", "5", "--steps", "50"), (6, 0.5)
     ),
-    "search-guided": Job(("search.py", "guided"), ("--seeds", "1", "--budget", "120"), (8, 1)),
+    "search-guided": Job(("search.py", "guided"), ("--seeds", "1", "--budget", "120"), (8, 0.5)),
     "search-guided-digits": Job(
         ("search.py", "guided", "--pipeline", EDM),
         ("--seeds", "1", "--budget", "60"),
@@ -98,14 +98,14 @@ JOBS = {
     "search-digits": Job(
         ("search.py", "digits", "--pipeline", DIGITS), None, (60, 0), CUDA, ("digits-1rf",)
     ),
-    "search-population": Job(("search.py", "population"), (), (2, 1.5), CUDA),
-    "search-workers": Job(("search.py", "workers"), ("--seeds", "1", "--budget", "60"), (2, 1)),
+    "search-population": Job(("search.py", "population"), (), (2, 1.2), CUDA),
+    "search-workers": Job(("search.py", "workers"), ("--seeds", "1", "--budget", "60"), (2, 0.4)),
     "search_blocks": Job(
         ("search_blocks.py", "--pipeline", DIGITS), None, (15, 0), None, ("digits-1rf",)
     ),
-    "bridges": Job(("bridges.py",), ("--quick", "--only", "A-16-1"), (30, 1)),
-    "metrics": Job(("metrics.py",), ("--quick",), (3, 1)),
-    "loading": Job(("loading.py",), ("--quick",), (3, 1), CUDA),
+    "bridges": Job(("bridges.py",), ("--quick", "--only", "A-16-1"), (30, 0.5)),
+    "metrics": Job(("metrics.py",), ("--quick",), (3, 0.3)),
+    "loading": Job(("loading.py",), ("--quick",), (3, 0.4), CUDA),
     "digits": Job(("digits.py",), (), (0.5, 0.4), CUDA, ("digits-1rf",)),
     "zoo": Job(("zoo.py",), (), (0.2, 0.2), needs=("digits-1rf",)),
     "capture": Job(("capture.py",), None, (3, 0), ()),
@@ -142,7 +142,7 @@ def run(name: str, job: Job, mode: str, keep: bool) -> str:
     missing = [n for n in job.needs if n not in models()]
 
     if line is None:
-        return {"gpu": "left out: it measures the CPU", "cpu": "left out: too long"}[mode]
+        return {"gpu": "left out: it measures the CPU", "cpu": "left out of the CPU subset"}[mode]
     if missing:
         return f"left out: the zoo lacks {', '.join(missing)}"
 

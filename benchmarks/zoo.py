@@ -19,8 +19,8 @@ def summary(name, folder):
 
     card, size = zoo.card(name), sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
     rows = card["distances"]["table"]
-    one = next((cell for cell in rows if cell.get("nfe") == 1), None)
-    features = card["distances"].get("features", {})
+    features = list(card["distances"].get("features", {}))
+    best = min(rows, key=lambda cell: cell[features[0]]["over_floor"]) if features else None
     return {
         "parameters": card["parameters"],
         "bytes": size,
@@ -32,7 +32,12 @@ def summary(name, folder):
             }
             for nfe, found in card["schedules"].items()
         },
-        "one": one and {feature: one[feature]["over_floor"] for feature in features},
+        "best": best
+        and {
+            "sampler": best["sampler"],
+            "nfe": best["nfe"],
+            "over_floor": {feature: best[feature]["over_floor"] for feature in features},
+        },
         "read": None
         if features
         else [sum(row["read"] for row in rows), sum(row["held_out"] for row in rows)],
@@ -47,7 +52,8 @@ def main():
     newest = max(cards, key=lambda card: card["date"])
     here = machine() | {"date": newest["date"], **newest["machine"]}
     here["versions"] = {k: v for k, v in newest["versions"].items() if k != "python"}
-    features = next((list(m["one"]) for m in found.values() if m["one"]), [])
+    features = next(list(m["best"]["over_floor"]) for m in found.values() if m["best"])
+    features = [feature.split("-1x")[0] for feature in features]
     write_results("zoo", {"features": features, "models": found, "machine": here}, options)
 
 

@@ -47,6 +47,9 @@ def assemble(recipe: Recipe, work: Path, output: Path) -> None:
 
     with replacing(output, overwrite=True, mark=CARD) as part:
         shutil.copytree(work / "pipeline", part, dirs_exist_ok=True)
+        for config in part.glob("*/config.json"):
+            known = {k: v for k, v in _json(config).items() if k != "_name_or_path"}
+            config.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
         if searches:
             shutil.copytree(work / "schedules", part / "schedules")
         pictures(pipe, recipe).save(part / "samples.png", optimize=True)

@@ -20,9 +20,15 @@ def zoo(record: Record) -> str:
     features = " / ".join(f"`{name}`" for name in record["features"])
     ratio = (
         f"Distance ÷ floor on {features}: the best preset, which is the peer → the searched "
-        "schedule, at so many calls; 1 is the distance between two parts of the data."
+        "schedule, at so many calls; 1 is the distance between two parts of the data; a dash "
+        "where none was searched."
     )
-    header = ["model", "parameters, size", *(f"{n} calls" for n in COUNTS), "else"]
+    header = [
+        "model",
+        "parameters, size",
+        *(f"{n} calls" for n in COUNTS),
+        "best of its own table",
+    ]
     return markdown(header, rows, told(record, "diffusers", ratio=ratio))
 
 
@@ -38,14 +44,13 @@ def _cell(model: Record, count: str) -> str:
 
 
 def _more(model: Record) -> str:
-    """What is measured on models without schedules."""
+    """What its own table has at any number of calls; how many digits a bridge has carried over."""
 
     if model["read"] is not None:
         hits, of = model["read"]
         return f"{hits} of {of} unseen digits read as the target"
 
-    if model["schedules"]:
-        return ""
-
-    values = " / ".join(f"{v:.3g}" for v in model["one"].values())
-    return f"1 call: {values}"
+    best = model["best"]
+    values = " / ".join(f"{v:.3g}" for v in best["over_floor"].values())
+    calls = "1 call" if best["nfe"] == 1 else f"{best['nfe']} calls"
+    return f"{values} ({best['sampler']}, {calls})"

@@ -61,7 +61,7 @@ def test_failures_are_told_at_the_end_and_the_others_go_on(place, monkeypatch, c
     assert code == 1
     last = out[out.index("\nbad") :]
     assert "FAILED with exit code 3" in last and "the zoo lacks no-such-model" in last
-    assert "left out: too long" in last and "absent" not in last and "together" in last
+    assert "left out of the CPU subset" in last and "absent" not in last and "together" in last
     quick = json.loads((place / "results/quick/loading.json").read_text())
     assert quick["options"]["line"] == ["--few"]
     assert not (place / "results/loading.json").exists()

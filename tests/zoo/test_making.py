@@ -36,6 +36,7 @@ def flow(tmp_path):
     pipe = Pipeline(Preconditioned(net, Rectified(), "flow"), (1, 8, 8), steps=2)
     pipe.card = {"data": "Digits", "training_steps": 1500}
     pipe.save(tmp_path / "flow")
+    Pipeline.from_pretrained(tmp_path / "flow").save(tmp_path / "flow", overwrite=True)
     return tmp_path / "flow"
 
 
@@ -63,6 +64,7 @@ def test_a_model_without_a_search_is_made_and_gone_on_with(flow, tmp_path, monke
     assert made(monkeypatch, *call) == 0
     folder = work / "made" / name
     card = card_of(folder)
+    assert "_name_or_path" not in (folder / "net" / "config.json").read_text()
     assert card["made"]["steps"] == 1500 and card["schedules"] == {}
     assert {cell["nfe"] for cell in card["distances"]["table"]} == {1, 2, 4, 8}
     assert set(card["distances"]["features"]) == {"random-conv-1x8-0", "genflow-small"}
