@@ -154,9 +154,7 @@ class Rows:
         try:
             if self._stream is None or self._stream.closed:
                 self._stream = self._open()
-            place = self._offset + i * size
-            if self._stream.tell() != place:
-                self._stream.seek(place)
+            self._go_to(self._offset + i * size)
             data = self._stream.read(size)
         except (OSError, ValueError, zipfile.BadZipFile, zlib.error) as error:
             raise self._damaged(i, str(error)) from None
@@ -164,6 +162,16 @@ class Rows:
             raise self._damaged(i, "the file ends early")
 
         return np.frombuffer(data, self._dtype).reshape(shape)
+
+    def _go_to(self, place: int) -> None:
+        """Reads on over a header, since a stream of a zip that seeks may give up its checksum."""
+
+        gap = place - self._stream.tell()
+
+        if 0 < gap <= self._offset:
+            self._stream.read(gap)
+        elif gap:
+            self._stream.seek(place)
 
     def _damaged(self, i: int, why: str) -> UserError:
         return UserError(
