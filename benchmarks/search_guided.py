@@ -27,7 +27,7 @@ def main(options):
             runs = {
                 "random": random(space, aim, **law),
                 "evolution": plain(space, aim, **law),
-                "S³": s3(space, aim, stage=20, **law),
+                "S³": s3(space, aim, **law),
             }
             results[f"{calls}/{seed}"] = _compared(runs, held)
             print(calls, seed, *(f"{a.best.value:.4f}" for a in runs.values()), flush=True)

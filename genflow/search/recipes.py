@@ -32,7 +32,7 @@ def s3(
     *,
     budget: int,
     seeds: Iterable[Seed] = (),
-    stage: int = 30,
+    stage: int = 20,
     predictor: RankingPredictor | None = None,
     ledger: Ledger | None = None,
     seed: int = 0,
@@ -61,7 +61,8 @@ def s3(
     """
 
     guide = RankingPredictor(space.path, seed=seed) if predictor is None else predictor
-    law = {"initial": min(stage, max(2, budget // 4)), "rounds": 4, "explore": 0.1, **law}
+    first = min(stage, max(2, budget // 4))
+    law = {"initial": first, "pool": 16, "rounds": 1, "explore": 0.3, **law}
     return evolve(
         space,
         score,
