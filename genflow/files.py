@@ -1,14 +1,40 @@
-"""Files and folders that appear whole or not at all: written first, then renamed."""
+"""Files and folders that appear whole or not at all, the cache folder, and digests of files."""
 
-__all__ = ["replacing", "write_text", "writing"]
+__all__ = ["cache_folder", "replacing", "sha256_of", "write_text", "writing"]
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+import hashlib
 import os
 from pathlib import Path
 import shutil
 
 from genflow.errors import UserError
+
+
+def cache_folder() -> Path:
+    """The user's folder for weights, references and models, which need not exist yet.
+
+    It is ``$GENFLOW_CACHE``, else ``$XDG_CACHE_HOME/genflow``, else ``~/.cache/genflow``.
+    """
+
+    given = os.environ.get("GENFLOW_CACHE")
+    if given:
+        return Path(given).expanduser()
+
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "genflow"
+
+
+def sha256_of(file: str | os.PathLike[str]) -> str:
+    """The sha256 of a file in hexadecimal, read a block at a time.
+
+    Raises:
+        OSError: If it cannot be read.
+    """
+
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 @contextmanager

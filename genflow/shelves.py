@@ -3,8 +3,8 @@
 A model of the zoo is a folder NAME with a saved pipeline and a ``card.json``, which says among
 other things what the sha256 of every file of weights is. It is looked for in the folder that the
 environment variable ``GENFLOW_ZOO`` names, in ``assets/zoo`` of the checkout that the package
-belongs to, and in ``zoo`` of the user's cache (``$GENFLOW_CACHE``, or ``~/.cache/genflow``); the
-first that holds it wins. Nothing is fetched from a network.
+belongs to, and in ``zoo`` of the user's cache (`genflow.files.cache_folder`); the first that
+holds it wins. Nothing is fetched from a network.
 
 Wherever a pipeline is named, ``zoo:NAME`` is one of these; a file of its folder is
 ``zoo:NAME/FILE``, as in ``zoo:digits-1rf/schedules/5.json``.
@@ -12,13 +12,13 @@ Wherever a pipeline is named, ``zoo:NAME`` is one of these; a file of its folder
 
 __all__ = ["CARD", "PREFIX", "card_of", "models", "nothing", "places", "resolved", "shelf"]
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from genflow.errors import UserError, nearest
+from genflow.files import cache_folder, sha256_of
 
 CARD, PREFIX = "card.json", "zoo:"
 
@@ -40,10 +40,8 @@ def places() -> tuple[Path, ...]:
             f"GENFLOW_ZOO is '{own}', which is no folder: give one that holds models, or unset it."
         )
 
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "genflow"
-    cache = Path(os.environ.get("GENFLOW_CACHE") or home)
     checkout = Path(__file__).resolve().parents[1] / "assets" / "zoo"
-    return (*([Path(own)] if own else []), checkout, cache / "zoo")
+    return (*([Path(own)] if own else []), checkout, cache_folder() / "zoo")
 
 
 def models() -> dict[str, Path]:
@@ -139,6 +137,6 @@ def _sha256(file: Path) -> str | None:
     """The digest of a file; None if it cannot be read."""
 
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
+        return sha256_of(file)
     except OSError:
         return None

@@ -158,7 +158,7 @@ def _caches() -> dict[str, dict[str, Any]]:
     from huggingface_hub import constants
     import torch
 
-    from genflow.metrics.weights import cache_folder
+    from genflow.files import cache_folder
     from genflow.shelves import models
 
     places = {

@@ -31,7 +31,7 @@ from torch import Tensor
 
 from genflow.errors import UserError
 from genflow.evaluation.sources import Source
-from genflow.files import write_text, writing
+from genflow.files import sha256_of, write_text, writing
 from genflow.metrics.features import Features, extract
 
 
@@ -166,7 +166,7 @@ class Shards:
             files[name] = {
                 "rows": len(x),
                 "width": x.shape[1],
-                "sha256": _sha256(file),
+                "sha256": sha256_of(file),
                 "net": self.digests[name],
             }
 
@@ -202,7 +202,7 @@ class Shards:
             entry, file = record["features"].get(name), self._file(f"features/{name}", chunk)
             if entry is None or entry["net"] != digest or not file.exists():
                 return False
-            if entry["sha256"] != _sha256(file):
+            if entry["sha256"] != sha256_of(file):
                 return False
         return True
 
@@ -243,8 +243,3 @@ class Shards:
 def _save(file: Path, array: np.ndarray) -> None:
     with writing(file) as part, part.open("wb") as stream:
         np.save(stream, array, allow_pickle=False)
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -17,9 +17,9 @@ from typing import Any
 
 from genflow.errors import UserError
 from genflow.evaluation.sources import Source
+from genflow.files import cache_folder
 from genflow.metrics.features import Features
 from genflow.metrics.references import Reference
-from genflow.metrics.weights import cache_folder
 
 RECORD = "reference.json"
 

@@ -34,8 +34,9 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError
+from genflow.files import cache_folder
 from genflow.metrics.inputs import check_images
-from genflow.metrics.weights import cache_folder, digest_of_file, find
+from genflow.metrics.weights import digest_of_file, find
 
 FILE = "inception-2015-12-05.pt"
 SOURCE = f"https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/{FILE}"

@@ -28,10 +28,9 @@ import torch
 from torch import Tensor
 
 from genflow.errors import UserError
-from genflow.files import replacing, write_text
+from genflow.files import cache_folder, replacing, write_text
 from genflow.metrics.features import Features, extract
 from genflow.metrics.frechet import Moments, MomentSum
-from genflow.metrics.weights import cache_folder
 
 FORMAT = "genflow-reference-1"
 CARD, MOMENTS, POINTS = "reference.json", "moments.safetensors", "features.npy"

@@ -39,8 +39,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from genflow.errors import UserError
+from genflow.files import cache_folder
 from genflow.metrics.inputs import check_images
-from genflow.metrics.weights import Absent, cache_folder, digest_of, find
+from genflow.metrics.weights import Absent, digest_of, find
 
 CONFIG, PROCESSOR, WEIGHTS = "config.json", "preprocessor_config.json", "model.safetensors"
 BATCH = 32  # images that are enlarged at once: bounds the memory, not the answer

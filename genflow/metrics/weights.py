@@ -12,7 +12,7 @@ metric. What is *not* assumed: that a file with the right name has the right con
 goes into every report, and nothing that a user hands in is ever unpickled.
 """
 
-__all__ = ["Absent", "cache_folder", "digest_of", "digest_of_file", "find"]
+__all__ = ["Absent", "digest_of", "digest_of_file", "find"]
 
 from collections.abc import Iterable, Sequence
 import hashlib
@@ -22,23 +22,11 @@ from pathlib import Path
 from torch import Tensor
 
 from genflow.errors import UserError
-
-BLOCK = 1 << 20  # bytes that are hashed at once
+from genflow.files import sha256_of
 
 
 class Absent(UserError):
     """Weights, or a library, that a feature needs are not on this machine."""
-
-
-def cache_folder() -> Path:
-    """The folder for weights and references, which need not exist yet."""
-    given = os.environ.get("GENFLOW_CACHE")
-    if given:
-        return Path(given).expanduser()
-
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-
-    return Path(base).expanduser() / "genflow"
 
 
 def find(
@@ -88,16 +76,10 @@ def digest_of_file(path: str | os.PathLike[str]) -> str:
     Raises:
         UserError: If it cannot be read.
     """
-    digest = hashlib.sha256()
-
     try:
-        with open(path, "rb") as file:
-            while block := file.read(BLOCK):
-                digest.update(block)
+        return sha256_of(path)
     except OSError as error:
         raise UserError(f"'{path}' cannot be read ({error.strerror or error}).") from None
-
-    return digest.hexdigest()
 
 
 def digest_of(name: str, weights: Iterable[Tensor] = ()) -> str:

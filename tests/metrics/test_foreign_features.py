@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from genflow.errors import UserError
+from genflow.files import cache_folder
 from genflow.metrics import Absent, Features, Given, extract, inception
 from genflow.metrics.features import features
 from genflow.metrics.inception import FILE, resized
-from genflow.metrics.weights import cache_folder, digest_of_file
+from genflow.metrics.weights import digest_of_file
 
 
 def images(n, *shape, seed=0):
