@@ -30,6 +30,12 @@ CLASSES, KEPT = 20, 1437
 BATCH, DIGITS = 128, 32  # images in a batch, and how many of them are digits
 
 
+def prepared(images: Tensor) -> Tensor:
+    """Grey 8-bit images as the net reads them."""
+
+    return scaled(images.float() / 127.5 - 1)
+
+
 def data(root: str) -> dict[str, tuple[Tensor, Tensor]]:
     """Images scaled for the net, and classes; digits are the classes 10 to 19."""
 
@@ -37,14 +43,14 @@ def data(root: str) -> dict[str, tuple[Tensor, Tensor]]:
 
     for name, train in (("fashion", True), ("fashion test", False)):
         both = FashionMNIST(root, train=train, download=False)
-        found[name] = scaled(both.data[:, None]), both.targets
+        found[name] = prepared(both.data[:, None]), both.targets
 
     digits = load_digits()
     order = torch.randperm(len(digits.target), generator=torch.Generator().manual_seed(0))
     x = (torch.tensor(digits.images)[order, None] / 16 * 255).round().to(torch.uint8)
     y = torch.tensor(digits.target)[order] + 10
-    found["digits"] = scaled(x[:KEPT]), y[:KEPT]
-    found["digits test"] = scaled(x[KEPT:]), y[KEPT:]
+    found["digits"] = prepared(x[:KEPT]), y[:KEPT]
+    found["digits test"] = prepared(x[KEPT:]), y[KEPT:]
     return found
 
 

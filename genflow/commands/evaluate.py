@@ -52,7 +52,7 @@ def evaluate(
         label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
-        schedule: A schedule.json, instead of sampler and steps.
+        schedule: A schedule.json or table.json, instead of sampler and steps.
         guidance: The weight of classifier-free guidance; 1, which is none, by default.
         interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
         clip: Whether the data estimate is kept in [-1, 1].

@@ -55,7 +55,8 @@ def generate(
         size: Height and width in pixels, for stock pipelines that draw in several sizes.
         sampler: A name that "genflow samplers" lists; the pipeline's own by default.
         steps: The number of steps.
-        schedule: A schedule.json, or zoo:NAME/schedules/5.json, instead of sampler and steps.
+        schedule: A schedule.json, table.json or zoo:NAME/schedules/5.json, instead of sampler
+            and steps.
         guidance: The weight of classifier-free guidance; 1, which is none, or the embedding's own.
         interval: The times, from 0 (data) to 1 (noise), inside which guidance acts.
         clip: Whether the data estimate is kept in [-1, 1].
@@ -76,7 +77,7 @@ def generate(
     from genflow.pipelines.jobs import generate as job
     from genflow.pipelines.jobs import parse_seeds
     from genflow.pipelines.shares import share
-    from genflow.solvers import SolverSchedule
+    from genflow.solvers.files import read_solver
 
     if seeds is not None and n is not None:
         raise UserError("n and seeds are both given: give one of the two.")
@@ -100,7 +101,7 @@ def generate(
     call["guidance"] = 1.0 if guidance is None else guidance
 
     if schedule is not None:
-        call["schedule"] = SolverSchedule.load(schedule, pipe.denoiser.path)
+        call["schedule"] = read_solver(schedule, pipe.denoiser.path)
 
     if compile:
         pipe.compile()

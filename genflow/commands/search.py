@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 import sys
 import time
-from typing import Any
+from typing import Any, get_args
 
 from genflow.commands.choices import device_named
 from genflow.errors import UserError, nearest
@@ -24,6 +24,7 @@ def search(
     report_samples: int = 1024,
     share: float = 1.0,
     refine: int = 0,
+    free: str = "times,relax",
     teacher: str = "rk4",
     teacher_steps: int = 64,
     label: str | None = None,
@@ -52,6 +53,7 @@ def search(
         report_samples: How many fresh samples each of three measurements for the report takes.
         share: The share of the full network's FLOPs a sample may cost, for autodiffusion.
         refine: The number of gradient steps on the winner at the end.
+        free: What they tune: times, relax, or weights, which makes a table.json as well.
         teacher: The sampler that solves the same noise with many steps: rk4, heun, dopri5, ...
         teacher_steps: Its number of steps.
         label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
@@ -106,6 +108,7 @@ def search(
         budget,
         share,
         refine,
+        _free(free),
         seed,
         worker=_worker() if join else 0,
         ledger=storage or str(folder / "ledger.journal"),
@@ -118,6 +121,21 @@ def search(
     found = outcome(run, archive)
     settings = {"pipeline": str(pipeline), "seconds": round(time.perf_counter() - began, 1)}
     print(write(folder, run, found, settings))
+
+
+def _free(text: str) -> tuple[Any, ...]:
+    """What gradient steps tune, as text."""
+
+    from genflow.search.refine import Free
+
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    known = get_args(Free)
+
+    for name in names or ("",):
+        if name not in known:
+            raise UserError(f"free is '{name}'{nearest(name, known)}")
+
+    return names
 
 
 def _place(folder: Path, kept: bool, resume: bool, join: bool) -> None:

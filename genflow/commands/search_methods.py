@@ -5,7 +5,6 @@ __all__ = ["METHODS", "Outcome", "Run", "outcome"]
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-import math
 from typing import Any
 
 from genflow.commands.search_problem import Problem
@@ -15,12 +14,13 @@ from genflow.search.archive import Archive, Entry
 from genflow.search.autodiffusion import autodiffusion, stages
 from genflow.search.population import Solver
 from genflow.search.refine import descend, refine
-from genflow.search.score import finalists
+from genflow.search.score import finalists, ranked
 from genflow.search.seeds import seeds_for
 from genflow.search.study import StudyLedger
 from genflow.search.times import TimeSpace
 from genflow.search.usf import SolverSpace
 from genflow.solvers.schedules import SolverSchedule
+from genflow.solvers.tableau import Tableau
 
 METHODS = ("s3", "evolve", "random", "gradient", "autodiffusion", "tpe", "nsga2", "cma-es")
 """The names of the methods."""
@@ -37,6 +37,7 @@ class Run:
         budget: The number of schedules to score, or of gradient steps.
         share: The share of the full network's FLOPs that a sample may cost; for autodiffusion.
         refine: The number of gradient steps at the end.
+        free: What they tune: names in `genflow.search.refine.Free`.
         seed: The seed.
         worker: A number that differs between workers.
         ledger: Where the ledger lies: a journal file or the address of a storage.
@@ -51,6 +52,7 @@ class Run:
     budget: int
     share: float = 1.0
     refine: int = 0
+    free: tuple[str, ...] = ("times", "relax")
     seed: int = 0
     worker: int = 0
     ledger: str = "ledger.journal"
@@ -96,9 +98,8 @@ class Run:
 
         few = self.problem.seeds.search
         few = few[: min(len(few), max(16, len(few) // 8))]
-        values = self.problem.scored(few)([s for _, s in self.begin])
-        order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
-        return [self.begin[i] for _, i in order]
+        found = ranked(self.begin, [(len(self.begin), self.problem.scored(few))])
+        return [(name, solver) for name, solver, _ in found]
 
     def _schedules(self, space: SolverSpace) -> list[tuple[str, SolverSchedule]]:
         """Those of them that are schedules of a space, the best first."""
@@ -119,11 +120,11 @@ class Run:
         found = descend(
             first,
             self.problem.population(seeds.search),
-            self.problem.target(seeds.search),
+            self.problem.aim(seeds.search),
             starts=starts,
             iterations=max(1, self.budget // starts),
-            check=(self.problem.population(seeds.final), self.problem.target(seeds.final)),
             report=told,
+            **_gradient(self.problem),
         )
         return Archive(
             [Entry(i, r.solver, r.after, "gradient", self.nfe) for i, r in enumerate(found)]
@@ -174,10 +175,13 @@ class Outcome:
         schedule: The schedule.
         archive: Everything that was scored.
         final: The finalists, by their score on seeds that the search has not seen.
-        refined: The error before and after the gradient steps at the end, or None.
+        refined: The error, or what the gradient followed, before and after the gradient steps at
+            the end, or None.
         baselines: The best presets, by the same seeds as the finalists, with their names.
         held_out: The score of the schedule on each group of the report's seeds.
         held_out_baseline: The score of the best preset, likewise.
+        table: The schedule's table with tuned weights, if those were free and it became better.
+        held_out_table: The score of the table, likewise.
     """
 
     schedule: SolverSchedule
@@ -187,6 +191,8 @@ class Outcome:
     baselines: list[tuple[str, Solver, float]]
     held_out: list[float]
     held_out_baseline: list[float]
+    table: Tableau | None = None
+    held_out_table: list[float] = field(default_factory=list)
 
 
 def outcome(run: Run, archive: Archive) -> Outcome:
@@ -204,33 +210,39 @@ def outcome(run: Run, archive: Archive) -> Outcome:
     if not final:
         raise UserError("no schedule has a finite score: look at the network or at the score.")
 
-    schedule, refined = final[0].schedule, None
+    schedule, table, refined = final[0].schedule, None, None
 
     if run.refine:
-        found = refine(
+        tuned = refine(
             schedule,
             problem.population(seeds.search),
-            problem.target(seeds.search),
+            problem.aim(seeds.search),
+            free=run.free,
             iterations=run.refine,
-            check=(problem.population(seeds.final), problem.target(seeds.final)),
+            **_gradient(problem),
         )
-        # The gradient follows the teacher's error; the score has the last word.
-        old, new = more([schedule, found.solver])
-        schedule = found.solver if new < old else schedule
-        refined = (found.before, found.after)
+        refined = (tuned.before, tuned.after)
+        # The score has the last word: it may not be what the gradient followed.
+        old, new = more([schedule, tuned.solver])
+        if new < old and isinstance(tuned.solver, SolverSchedule):
+            schedule = tuned.solver
+        elif new < old:
+            table = tuned.solver
 
-    known = run.ranked[:8]
-    values = more([s for _, s in known])
-    order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
-    baselines = [(known[i][0], known[i][1], v) for v, i in order]
-    groups = [problem.scored(group) for group in seeds.report]
-    pairs = [score([schedule, baselines[0][1]]) for score in groups]
-    return Outcome(
-        schedule,
-        archive,
-        final,
-        refined,
-        baselines,
-        [a for a, _ in pairs],
-        [b for _, b in pairs],
-    )
+    baselines = ranked(run.ranked, [(24, problem.scored(seeds.search)), (8, more)])
+    solvers = [schedule, baselines[0][1], *([] if table is None else [table])]
+    held = zip(*(problem.scored(group)(solvers) for group in seeds.report), strict=True)
+    ours, theirs, *rest = map(list, held)
+    return Outcome(schedule, archive, final, refined, baselines, ours, theirs, table, *rest)
+
+
+def _gradient(problem: Problem) -> dict[str, Any]:
+    """How gradients are taken: a distance needs a cloud in every step, and memory for it."""
+
+    seeds = problem.seeds
+    shared = {"check": (problem.population(seeds.final), problem.aim(seeds.final))}
+
+    if problem.score == "error" or not problem.sloped:
+        return shared
+
+    return {**shared, "batch_size": min(len(seeds.search), 1024), "recompute": True, "rate": 0.05}

@@ -13,11 +13,12 @@ from torch import Tensor
 from genflow.commands.choices import labels_of
 from genflow.data.pixels import to_uint8
 from genflow.errors import UserError, nearest
-from genflow.metrics.features import extract, features
-from genflow.metrics.frechet import Moments, MomentSum
+from genflow.metrics.features import Differentiable, extract, features
+from genflow.metrics.frechet import Moments, MomentSum, frechet_loss
 from genflow.models import Denoiser
 from genflow.pipelines import Pipeline
 from genflow.search.population import Population
+from genflow.search.refine import Target
 from genflow.search.score import Judge, Seeds, Simulated, error, frechet, kernel
 from genflow.search.teachers import Teacher, digest_of
 
@@ -112,6 +113,30 @@ class Problem:
 
         return Simulated(self.population(seeds), self._judge(seeds))
 
+    @property
+    def sloped(self) -> bool:
+        """Whether gradients can follow the score itself, and not only the teacher's error."""
+
+        moments = self.score in ("frechet", "rfid")
+        return self.score == "error" or (moments and isinstance(self._feature, Differentiable))
+
+    def aim(self, seeds: range) -> Target:
+        """What gradients follow: the score where it has a slope, else the teacher's solutions.
+
+        The images of the score are not rounded to 8 bits here, but they are clipped.
+        """
+
+        if self.score == "error" or not self.sloped:
+            return self.target(seeds)
+
+        loss = frechet_loss(self._moments(self._points(seeds)))
+
+        def distance(x: Tensor) -> Tensor:
+            y = self.pipe.decoded(x, "direct")
+            return loss(self._feature.embed(y.clamp(-1, 1).float() if self.images else y))
+
+        return distance
+
     def decoded(self, x: Tensor) -> Tensor:
         """What features look at: 8-bit images, or vectors."""
 
@@ -157,11 +182,14 @@ class Problem:
             return error(self.target(seeds))
         if self.score == "kernel":
             return kernel(self._of_data, self._feature, self.decoded)
+        return frechet(self._moments(self._points(seeds)), self._feature, self.decoded)
+
+    def _points(self, seeds: range) -> Tensor:
+        """The features of the data, or of the teacher's samples."""
+
         if self.score == "rfid":
-            points = extract(self._feature, self.decoded(self.target(seeds)))
-        else:
-            points = self._of_data
-        return frechet(self._moments(points), self._feature, self.decoded)
+            return extract(self._feature, self.decoded(self.target(seeds)))
+        return self._of_data
 
     def _moments(self, points: Tensor) -> Moments:
         total = MomentSum(self._feature.name, self._feature.digest)

@@ -16,6 +16,7 @@ from genflow.commands.schedule import table
 from genflow.commands.search_methods import Outcome, Run
 from genflow.commands.search_problem import SCORES
 from genflow.files import write_text, writing
+from genflow.solvers.files import save_table
 from genflow.solvers.schedules import SolverSchedule
 from genflow.version import __version__
 
@@ -48,6 +49,8 @@ def write(folder: Path, run: Run, found: Outcome, settings: dict[str, Any]) -> s
 
     path = run.problem.denoiser.path
     found.schedule.save(folder / "schedule.json", path)
+    if found.table is not None:
+        save_table(found.table, folder / "table.json", path)
     record = _record(run, found, settings)
     write_text(folder / "result.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
     pictures = _pictures(run, found)
@@ -61,17 +64,24 @@ def write(folder: Path, run: Run, found: Outcome, settings: dict[str, Any]) -> s
     write_text(folder / "report.html", _page(run, found, record, pictures))
     return (
         f"{table(found.schedule, path)}\n\n{_verdict(run, found)}\n"
-        f"schedule: {folder / 'schedule.json'}\nreport: {folder / 'report.html'}"
+        f"schedule: {folder / 'schedule.json'}\n"
+        + ("" if found.table is None else f"table: {folder / 'table.json'}\n")
+        + f"report: {folder / 'report.html'}"
     )
 
 
 def _verdict(run: Run, found: Outcome) -> str:
     name = found.baselines[0][0]
     ours, theirs = mean(found.held_out), mean(found.held_out_baseline)
-    return (
+    words = (
         f"{SCORES[run.problem.score]}, fresh seeds: {_spread(found.held_out)}; the best preset, "
         f"{name}: {_spread(found.held_out_baseline)}; ratio {ours / theirs:.2f}."
     )
+
+    if found.table is not None:
+        tuned = mean(found.held_out_table)
+        words += f" The table: {_spread(found.held_out_table)}; ratio {tuned / theirs:.2f}."
+    return words
 
 
 def _spread(values: list[float]) -> str:
@@ -94,6 +104,7 @@ def _record(run: Run, found: Outcome, settings: dict[str, Any]) -> dict[str, Any
         "held_out": found.held_out,
         "baseline": found.baselines[0][0],
         "held_out_baseline": found.held_out_baseline,
+        "held_out_table": found.held_out_table or None,
         "held_out_seeds": [[g.start, g.stop] for g in seeds.report],
         "finalists": [{"number": e.number, "value": e.value} for e in found.final],
         "baselines": {name: value for name, _, value in found.baselines},
@@ -102,6 +113,7 @@ def _record(run: Run, found: Outcome, settings: dict[str, Any]) -> dict[str, Any
         "best_so_far": [v for v in archive.curve() if math.isfinite(v)],
         "taus": [s.tau for s in archive.stages],
         "refined": found.refined,
+        "free": list(run.free) if run.refine else None,
     }
 
 
@@ -136,10 +148,12 @@ def _samples(run: Run, found: Outcome) -> "dict[str, tuple[str, Image]]":
     seeds = problem.seeds.report[0]
     seeds = seeds[: min(len(seeds), SHOWN if problem.images else 512)]
     population = problem.population(seeds)
-    ran = dict(population([found.schedule, found.baselines[0][1]]))
+    tables = [] if found.table is None else [found.table]
+    ran = dict(population([found.schedule, found.baselines[0][1], *tables]))
     states = {
         "before": (f"Before: {found.baselines[0][0]}", ran[1]),
         "after": ("After: the schedule found", ran[0]),
+        **({"table": ("After: its table with tuned weights", ran[2])} if tables else {}),
         "teacher": (f"The teacher: {problem.teacher.sampler}", problem.target(seeds)),
     }
     draw = viz.grid_of if problem.images else viz.cloud
@@ -165,7 +179,15 @@ def _rows(run: Run, found: Outcome) -> list[tuple[str, str]]:
     ]
     if found.refined is not None:
         before, after = found.refined
-        rows.append(("teacher's error before and after refining", f"{before:.4g} → {after:.4g}"))
+        what = "the score, unrounded," if problem.sloped else "teacher's error"
+        what = "teacher's error" if problem.score == "error" else what
+        rows.append((f"{what} before and after refining", f"{before:.4g} → {after:.4g}"))
+    if found.table is not None:
+        ratio = mean(found.held_out_table) / mean(found.held_out_baseline)
+        rows += [
+            ("its table with tuned weights, on the same", _spread(found.held_out_table)),
+            ("ratio of the table", f"{ratio:.3f}"),
+        ]
     rows += [(f"preset: {name}", f"{value:.4g}") for name, _, value in found.baselines]
     return rows
 

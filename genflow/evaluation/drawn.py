@@ -21,7 +21,7 @@ from genflow.evaluation.sources import Source
 from genflow.pipelines import Pipeline
 from genflow.pipelines.claims import described
 from genflow.pipelines.pairs import fingerprint
-from genflow.solvers import SolverSchedule
+from genflow.solvers.files import read_solver
 
 AS_IT_IS = Form()
 
@@ -72,7 +72,7 @@ class Drawn(Source):
         self.options = {k: v for k, v in (self.options or {}).items() if v is not None}
         if isinstance(self.options.get("schedule"), (str, os.PathLike)):
             file = self.options["schedule"]
-            self.options["schedule"] = SolverSchedule.load(file, self.pipe.denoiser.path)
+            self.options["schedule"] = read_solver(file, self.pipe.denoiser.path)
         self.pipe.build(**self.options)  # what cannot be sampled is refused before any work
         self.shape = self.form.shape(self.pipe.event)
 

@@ -156,7 +156,9 @@ def _sampler(sampler: Mapping[str, Any] | None) -> str | None:
     schedule = told.pop("schedule", None)
     words = [str(told.pop("sampler", "schedule"))]
     if schedule is not None:
-        words.append(f"{len(schedule['times']) - 1} steps of a schedule")
+        table = "time" in schedule
+        n = len(schedule["time"]) if table else len(schedule["times"]) - 1
+        words.append(f"{n} calls of a table" if table else f"{n} steps of a schedule")
     return ", ".join(words + [f"{k} {v}" for k, v in told.items()])
 
 

@@ -11,6 +11,7 @@ is known of the real data. This room imports torch and its own files, nothing ab
 __all__ = [
     "METRICS",
     "Absent",
+    "Differentiable",
     "Features",
     "Given",
     "Identity",
@@ -30,6 +31,7 @@ __all__ = [
     "extract",
     "frechet_distance",
     "frechet_from_features",
+    "frechet_loss",
     "gaussian_mmd",
     "kernel_distance",
     "markdown",
@@ -49,8 +51,14 @@ from genflow.metrics.distances import (
     kernel_distance,
     sliced_wasserstein,
 )
-from genflow.metrics.features import Features, Identity, Pixels, extract
-from genflow.metrics.frechet import Moments, MomentSum, frechet_distance, frechet_from_features
+from genflow.metrics.features import Differentiable, Features, Identity, Pixels, extract
+from genflow.metrics.frechet import (
+    Moments,
+    MomentSum,
+    frechet_distance,
+    frechet_from_features,
+    frechet_loss,
+)
 from genflow.metrics.given import Given
 from genflow.metrics.neighbours import Memorisation, memorisation, prdc
 from genflow.metrics.random_conv import RandomConv

@@ -19,13 +19,24 @@ name               width    its Fréchet distance      what it needs
 ``identity``       d        FD-identity               nothing; for vectors
 =================  =======  ========================  =========================================
 
+The last four are also differentiable functions of images that are not rounded, by their method
+``embed``: a distance on them can be followed downhill.
+
 Absolute numbers mean nothing between one feature and another: read ratios to the floor. Only the
 first is FID, which is the name of one trained network's distance.
 
 What is *not* assumed: a GPU, or a network connection. Nothing is ever downloaded here.
 """
 
-__all__ = ["Features", "Identity", "Pixels", "RandomConv", "extract", "features"]
+__all__ = [
+    "Differentiable",
+    "Features",
+    "Identity",
+    "Pixels",
+    "RandomConv",
+    "extract",
+    "features",
+]
 
 from collections.abc import Callable, Sequence
 import os
@@ -65,6 +76,15 @@ class Features(Protocol):
         ...
 
 
+@runtime_checkable
+class Differentiable(Protocol):
+    r"""A feature that gradients can be taken through."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        r"""Maps images in [−1, 1], or vectors as they are, to features, differentiably."""
+        ...
+
+
 class Pixels:
     r"""The pixels themselves, in [0, 1]: wide, blind to shape, and a sound second opinion."""
 
@@ -78,6 +98,10 @@ class Pixels:
         check_images(images, self.name)
 
         return images.flatten(1).float() / 255
+
+    def embed(self, images: Tensor) -> Tensor:
+        r"""Flattens images in [−1, 1], with shape :math:`(n, C, H, W)`, to :math:`(n, CHW)`."""
+        return (images.flatten(1) + 1) / 2
 
 
 class Identity:
@@ -97,6 +121,10 @@ class Identity:
             )
 
         return images.float()
+
+    def embed(self, images: Tensor) -> Tensor:
+        r"""Passes vectors, with shape :math:`(n, d)`, on as they are."""
+        return images
 
 
 Place = str | os.PathLike[str] | None

@@ -36,8 +36,9 @@ References:
     | http://i.stanford.edu/pub/cstr/reports/cs/tr/79/773/CS-TR-79-773.pdf
 """
 
-__all__ = ["MomentSum", "Moments", "frechet_distance", "frechet_from_features"]
+__all__ = ["MomentSum", "Moments", "frechet_distance", "frechet_from_features", "frechet_loss"]
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -275,7 +276,44 @@ def frechet_from_features(x: Any, y: Any) -> float:
     return _frechet("y", *_law("x", x), *_law("y", y))
 
 
+def frechet_loss(reference: Moments) -> Callable[[Tensor], Tensor]:
+    r"""Makes a loss of the (squared) Fréchet distance to reference moments.
+
+    With :math:`R_1^\top R_2 = U S V^\top` the slope of the last trace is
+    :math:`\partial \| R_1^\top R_2 \|_* / \partial (R_1^\top R_2) = U V^\top`: there is no root
+    whose slope could be infinite. Take many points: the estimate is biased upward at few, and the
+    bias has a slope, too.
+
+    Arguments:
+        reference: The moments, of width :math:`d`.
+
+    Returns:
+        A function of features with shape :math:`(n, d)`, at least 2 and on any device, to a
+        number in float64 that is differentiable with respect to them.
+
+    Raises:
+        UserError: If the features are not of the reference's width; from the function.
+
+    Example:
+        >>> loss = frechet_loss(total.moments())
+        >>> loss(phi.embed(images)).backward()
+    """
+    mean, root = reference.mean, _root_of_covariance(reference)
+
+    def loss(points: Tensor) -> Tensor:
+        x = points.double()
+        centred = x - x.mean(dim=0)
+        law = x.mean(dim=0), centred.T / (len(x) - 1) ** 0.5
+        return _squared("points", *law, mean.to(x.device), root.to(x.device))
+
+    return loss
+
+
 def _frechet(field: str, mu_1: Tensor, r_1: Tensor, mu_2: Tensor, r_2: Tensor) -> float:
+    return max(float(_squared(field, mu_1, r_1, mu_2, r_2)), 0.0)
+
+
+def _squared(field: str, mu_1: Tensor, r_1: Tensor, mu_2: Tensor, r_2: Tensor) -> Tensor:
     if mu_1.shape != mu_2.shape:
         raise UserError(
             f"{field}: features of width {len(mu_2)} cannot be compared with width {len(mu_1)}; "
@@ -286,7 +324,7 @@ def _frechet(field: str, mu_1: Tensor, r_1: Tensor, mu_2: Tensor, r_2: Tensor) -
     traces = r_1.square().sum() + r_2.square().sum()
     overlap = torch.linalg.svdvals(r_1.T @ r_2).sum()
 
-    return max(float(shift + traces - 2 * overlap), 0.0)
+    return shift + traces - 2 * overlap
 
 
 def _law(field: str, given: Any) -> tuple[Tensor, Tensor]:

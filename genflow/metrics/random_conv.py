@@ -111,8 +111,20 @@ class RandomConv(nn.Module):
         """
         check_images(images, self.name, shape=(self.channels, self.size, self.size))
 
-        h = self.maps(images.to(self.weight_0.device).float() / 127.5 - 1)[-1]
-        std, mean = torch.std_mean(h, dim=(2, 3), correction=0)
+        return self.embed(images.to(self.weight_0.device).float() / 127.5 - 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        r"""Maps images in [−1, 1] to features, differentiably.
+
+        Where a channel is constant its deviation has no slope, and torch takes zero for it.
+
+        Arguments:
+            images: The images, with shape :math:`(n, C, H, W)`.
+
+        Returns:
+            The features, with shape :math:`(n, 64)`.
+        """
+        std, mean = torch.std_mean(self.maps(images)[-1], dim=(2, 3), correction=0)
         return torch.cat((mean, std), dim=1)
 
     def maps(self, x: Tensor) -> list[Tensor]:

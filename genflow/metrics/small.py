@@ -117,15 +117,25 @@ class Small(nn.Module):
         """
         check_images(images, self.name, least=LEAST)
 
+        return self.embed(images.to(next(self.net.parameters()).device).float() / 127.5 - 1)
+
+    def embed(self, images: Tensor) -> Tensor:
+        r"""Maps images in [−1, 1] to features, differentiably.
+
+        Arguments:
+            images: The images, with shape :math:`(n, C, H, W)`.
+
+        Returns:
+            The features, with shape :math:`(n, 128 C)`.
+        """
         n, channels = images.shape[:2]
-        x = images.to(next(self.net.parameters()).device).flatten(0, 1)[:, None]
+        x = images.flatten(0, 1)[:, None]
 
         return self.net(scaled(x)).unflatten(0, (n, channels)).flatten(1)
 
 
-def scaled(images: Tensor) -> Tensor:
-    r"""Brings grey 8-bit images, with shape :math:`(n, 1, H, W)`, to [−1, 1] at 32 × 32."""
-    x = images.float() / 127.5 - 1
+def scaled(x: Tensor) -> Tensor:
+    r"""Brings grey images, with shape :math:`(n, 1, H, W)`, to 32 × 32."""
     if x.shape[2:] == (SIDE, SIDE):
         return x
 

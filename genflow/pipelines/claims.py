@@ -13,6 +13,7 @@ import torch
 
 from genflow.errors import UserError
 from genflow.pipelines.pipeline import Pipeline
+from genflow.solvers.files import solver_record
 
 
 def _digest(value: Any) -> str:
@@ -35,7 +36,7 @@ def described(pipeline: Pipeline, options: dict[str, Any]) -> dict[str, Any]:
     if schedule is None and not {"sampler", "steps"} & set(known):
         schedule = pipeline.schedule
     if schedule is not None:
-        return {**known, "schedule": json.loads(schedule.to_json())}
+        return {**known, "schedule": solver_record(schedule)}
 
     return {"sampler": pipeline.sampler, "steps": pipeline.steps, **known}
 

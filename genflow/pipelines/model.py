@@ -20,7 +20,7 @@ from genflow.models import Clipped, Denoiser, Guided, Preconditioned, Rectified
 from genflow.nn import Checkpointed
 from genflow.pipelines.codecs import Codec
 from genflow.pipelines.conditions import Prompt, Prompts, numbered, rows
-from genflow.solvers import Adaptive, Sampler, SolverSchedule, build
+from genflow.solvers import Adaptive, Sampler, SolverSchedule, Tableau, build
 from genflow.solvers.adjoint import Direct, Gradient, NoGradient, policy
 from genflow.solvers.registry import preset
 
@@ -128,7 +128,7 @@ class Model:
         *,
         sampler: str | None = None,
         steps: int | None = None,
-        schedule: SolverSchedule | None = None,
+        schedule: SolverSchedule | Tableau | None = None,
         guidance: float | Tensor = 1.0,
         interval: tuple[float, float] = (0.0, 1.0),
         negative: Prompt | None = None,
@@ -143,7 +143,7 @@ class Model:
             sampler: A name of the registry; the default schedule if neither it, nor steps, nor a
                 schedule is given.
             steps: The number of steps.
-            schedule: A schedule on this pipeline's path.
+            schedule: A schedule on this pipeline's path, or a table.
             guidance: The weight of classifier-free guidance; 1 is none. A number, or a tensor with
                 shape () or (B), which may want a gradient.
             interval: The times inside which guidance acts.

@@ -24,6 +24,7 @@ from genflow.data.shards import claim, save_shard, shard_file
 from genflow.errors import UserError
 from genflow.models import path_to_dict
 from genflow.pipelines.pipeline import Pipeline
+from genflow.solvers.files import solver_record
 
 
 def fingerprint(pipe: Pipeline) -> str:
@@ -141,7 +142,7 @@ def _plain(options: dict[str, Any]) -> dict[str, Any]:
 
     kept = {k: v for k, v in options.items() if v is not None and k != "schedule"}
     if options.get("schedule") is not None:
-        kept["schedule"] = json.loads(options["schedule"].to_json())
+        kept["schedule"] = solver_record(options["schedule"])
     return json.loads(json.dumps(kept))
 
 

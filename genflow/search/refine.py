@@ -5,7 +5,9 @@ rollout is one of the table. So the error to a teacher's solution can be followe
 
 .. math:: \min_{\theta} \; \mathrm{mean} \, \| x_\theta(z) - x^\star(z) \|^2,
 
-with the network held fixed. What :math:`\theta` is can be chosen:
+with the network held fixed. Where a distance between clouds counts, as the Fréchet distance of a
+feature to data, that can be followed instead: a differentiable function of samples may stand in
+the place of the targets. What :math:`\theta` is can be chosen:
 
 * ``"times"``: the inner times, as a softmax of their gaps, so that they never cross;
 * ``"relax"``: the relaxations of slopes and correctors;
@@ -43,13 +45,17 @@ from torch.utils.checkpoint import checkpoint
 from genflow.errors import UserError, nearest
 from genflow.models.paths import Path, broadcast
 from genflow.search.population import Population
-from genflow.search.score import Simulated, error
+from genflow.search.score import Judge, Simulated, error
 from genflow.solvers.rollout import Stage, rollout
 from genflow.solvers.samplers import Sampler
 from genflow.solvers.schedules import SolverSchedule, Step
 from genflow.solvers.tableau import Tableau, tabulate
 
 Free = Literal["times", "relax", "weights"]
+"""What can be tuned."""
+
+Target = Tensor | Callable[[Tensor], Tensor]
+"""What is followed: a teacher's solutions, or a differentiable function of samples."""
 
 LEAST = 1e-4
 """The smallest gap between times, as a share of all."""
@@ -61,10 +67,10 @@ class Refined:
 
     Attributes:
         solver: The schedule, or the table if its weights were free.
-        before: The root-mean-square error before, on ``check`` (on the training noise if there is
-            none).
-        after: The error of the solver, likewise.
-        losses: The mean squared error of every iteration, on its batch.
+        before: The root-mean-square error, or the loss that was followed in its place, before, on
+            ``check`` (on the training noise if there is none).
+        after: That of the solver, likewise.
+        losses: The mean squared error, or the loss, of every iteration, on its batch.
     """
 
     solver: SolverSchedule | Tableau
@@ -139,23 +145,24 @@ class Tuned(nn.Module):
 def refine(
     schedule: SolverSchedule,
     population: Population,
-    target: Tensor,
+    target: Target,
     *,
     free: Sequence[Free] = ("times", "relax"),
     iterations: int = 300,
     rate: float = 0.02,
     batch_size: int = 256,
-    check: tuple[Population, Tensor] | None = None,
+    check: tuple[Population, Target] | None = None,
     every: int = 25,
     recompute: bool = False,
     report: Callable[[int, float], None] | None = None,
 ) -> Refined:
-    r"""Tunes a schedule on the error to a teacher's solutions.
+    r"""Tunes a schedule on the error to a teacher's solutions, or on a loss of its samples.
 
     Args:
         schedule: The schedule to begin with: a preset's, or the best of a search.
         population: The noise to train on.
-        target: The teacher's solutions from it, with shape (n, \*).
+        target: The teacher's solutions from it, with shape (n, \*); or a loss, a differentiable
+            function of samples with shape (b, \*).
         free: What is tuned.
         iterations: The number of Adam's steps, 1 or more.
         rate: The first learning rate, above 0; it falls to zero along a cosine.
@@ -221,10 +228,10 @@ def refine(
 def descend(
     schedules: Sequence[SolverSchedule],
     population: Population,
-    target: Tensor,
+    target: Target,
     *,
     starts: int = 4,
-    check: tuple[Population, Tensor] | None = None,
+    check: tuple[Population, Target] | None = None,
     report: Callable[[int, float], None] | None = None,
     **options: Any,
 ) -> list[Refined]:
@@ -233,7 +240,8 @@ def descend(
     Args:
         schedules: The schedules; those that gradients cannot be taken through are left out.
         population: The noise to train on.
-        target: The teacher's solutions from it, with shape (n, \*).
+        target: The teacher's solutions from it, or a loss, as in
+            [`refine`][genflow.search.refine.refine].
         starts: How many of them are refined, 1 or more.
         check: As in [`refine`][genflow.search.refine.refine].
         report: Called with the number of steps done in all, and the best error so far.
@@ -254,7 +262,7 @@ def descend(
             "taken through: both must be 1 or more."
         )
 
-    errors = Simulated(population, error(target))(plain)
+    errors = Simulated(population, _judge(target))(plain)
     first = sorted(zip(errors, range(len(plain)), strict=True))[:starts]
     found: list[Refined] = []
 
@@ -305,9 +313,9 @@ def _finite(parameters: Sequence[Tensor]) -> bool:
 
 
 def _loss(
-    tuned: Tuned, population: Population, target: Tensor, rows: Tensor, recompute: bool
+    tuned: Tuned, population: Population, target: Target, rows: Tensor, recompute: bool
 ) -> Tensor:
-    """The mean squared error of some samples."""
+    """The mean squared error, or the loss, of some samples."""
 
     table = tuned.table()
     z = population.z[rows]
@@ -318,16 +326,21 @@ def _loss(
     stages = Sampler(population.denoiser, table, "direct").stages(**cond)
     stages = [_recomputed(s) for s in stages] if recompute else stages
     x = broadcast(tuned.path(table.time[0])[1].to(z), z) * z
-    return (rollout(stages, x, table) - target[rows]).square().mean()
+    x = rollout(stages, x, table)
+    return (x - target[rows]).square().mean() if isinstance(target, Tensor) else target(x)
 
 
 def _recomputed(stage: Stage) -> Stage:
     return lambda x, t: checkpoint(stage, x, t, use_reentrant=False)
 
 
-def _error(tuned: Tuned, population: Population, target: Tensor) -> float:
-    """The error of the solver as it would be saved."""
+def _error(tuned: Tuned, population: Population, target: Target) -> float:
+    """The error, or the loss, of the solver as it would be saved."""
 
     with torch.no_grad():
         ((_, samples),) = population([tuned.solver()])
-        return float((samples - target).double().square().mean().sqrt())
+        return _judge(target)(samples)
+
+
+def _judge(target: Target) -> Judge:
+    return error(target) if isinstance(target, Tensor) else lambda x: float(target(x))

@@ -21,11 +21,22 @@ The number that was minimised is not the number to report: of many noisy scores 
 low. `split` gives disjoint seeds for searching, for ranking the finalists, and for reporting.
 """
 
-__all__ = ["Cached", "Judge", "Simulated", "error", "finalists", "frechet", "kernel", "split"]
+__all__ = [
+    "Cached",
+    "Judge",
+    "Simulated",
+    "error",
+    "finalists",
+    "frechet",
+    "kernel",
+    "ranked",
+    "split",
+]
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import math
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -38,6 +49,7 @@ from genflow.search.archive import Entry
 from genflow.search.population import Population, Solver
 from genflow.search.spaces import Score
 
+K = TypeVar("K")
 Judge = Callable[[Tensor], float]
 """Samples with shape (n, \\*) → a number, lower is better."""
 
@@ -151,8 +163,43 @@ class Cached:
         return [self._known[s] for s in solvers]
 
 
-def finalists(entries: Sequence[Entry], rungs: Sequence[tuple[int, Score]]) -> list[Entry]:
+def ranked(
+    named: Sequence[tuple[K, Solver]], rungs: Sequence[tuple[int, Score]]
+) -> list[tuple[K, Any, float]]:
     """Successive halving: the best of many by a cheap score are ranked again by dearer ones.
+
+    Args:
+        named: Names and schedules, or tables, from the best to the worst where that is known.
+        rungs: For each rung how many of the best go on to it, 1 or more, and its score.
+
+    Returns:
+        The names, schedules and scores of the last rung, the best first; those with a score that
+        is not finite are left out.
+
+    Raises:
+        UserError: If a rung takes none.
+
+    Source: K. Jamieson and A. Talwalkar, "Non-stochastic Best Arm Identification and
+    Hyperparameter Optimization", AISTATS 2016, https://arxiv.org/abs/1502.07943.
+
+    Example:
+        >>> best = ranked(presets(path, 5), [(10_000, on_48), (20, on_192), (8, on_512)])
+    """
+
+    left = [(name, solver, math.nan) for name, solver in named]
+
+    for count, score in rungs:
+        if count < 1:
+            raise UserError(f"a rung takes {count} schedules: it must take 1 or more.")
+        values = score([solver for _, solver, _ in left[:count]])
+        order = sorted((float(v), i) for i, v in enumerate(values) if math.isfinite(v))
+        left = [(*left[i][:2], v) for v, i in order]
+
+    return left
+
+
+def finalists(entries: Sequence[Entry], rungs: Sequence[tuple[int, Score]]) -> list[Entry]:
+    """Scored entries ranked again by successive halving, as in `ranked`.
 
     Args:
         entries: Scored entries, as `Archive.top` gives them.
@@ -169,15 +216,8 @@ def finalists(entries: Sequence[Entry], rungs: Sequence[tuple[int, Score]]) -> l
     """
 
     best = sorted((e for e in entries if not e.rejected), key=lambda e: (e.value, e.number))
-
-    for count, score in rungs:
-        if count < 1:
-            raise UserError(f"a rung takes {count} schedules: it must take 1 or more.")
-        values = score([e.schedule for e in best[:count]])
-        best = [replace(e, value=float(v)) for e, v in zip(best, values, strict=False)]
-        best = sorted((e for e in best if not e.rejected), key=lambda e: (e.value, e.number))
-
-    return best
+    found = ranked([(i, e.schedule) for i, e in enumerate(best)], rungs) if rungs else None
+    return best if found is None else [replace(best[i], value=v) for i, _, v in found]
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,11 @@ References:
     https://arxiv.org/abs/2405.11326
 """
 
-__all__ = ["ays", "beta", "chain", "gits", "presets", "seeds_for", "step_errors"]
+__all__ = ["ays", "beta", "chain", "distinct", "gits", "presets", "seeds_for", "step_errors"]
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+import math
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ from genflow.models.denoisers import Denoiser
 from genflow.models.grids import grid
 from genflow.models.paths import Discrete, Path
 from genflow.search.population import Solver
+from genflow.search.spaces import Score
 from genflow.search.teachers import trajectory
 from genflow.solvers.registry import schedule_for
 from genflow.solvers.schedules import SolverSchedule
@@ -101,6 +103,27 @@ def presets(path: Path, nfe: int) -> Iterator[tuple[str, Solver]]:
         spacing = {k: v for k, v in options.items() if k != "grid"}
         name = " ".join(str(v) for v in options.values())
         yield from _with_methods(path, nfe, name, {"grid": options["grid"], **spacing})
+
+
+def distinct(known: Iterable[tuple[str, Solver]], score: Score) -> list[tuple[str, Solver]]:
+    """Only the first of those that are one solver under several names, as many are at few calls.
+
+    Args:
+        known: Names and schedules, or tables.
+        score: Tells solvers apart: an error to a teacher on a sample or two does, to five digits.
+
+    Returns:
+        Those that are left, in their order; without those whose score is not finite.
+    """
+
+    known = list(known)
+    first: dict[str, tuple[str, Solver]] = {}
+
+    for pair, value in zip(known, score([s for _, s in known]), strict=True):
+        if math.isfinite(value):
+            first.setdefault(f"{value:.5g}", pair)
+
+    return list(first.values())
 
 
 def _with_methods(

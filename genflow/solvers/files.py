@@ -5,7 +5,7 @@ were tuned one by one (`genflow.search.refine`) has no such words: it is saved a
 are JSON, and say which path they are for; `read_solver` reads either.
 """
 
-__all__ = ["load_table", "read_solver", "save_table"]
+__all__ = ["load_table", "read_solver", "save_table", "solver_record"]
 
 import json
 import math
@@ -39,25 +39,44 @@ def save_table(table: Tableau, file: str | os.PathLike[str], path: Path) -> None
             writing fails.
     """
 
-    if table.weight.ndim != 2 or table.changes:
-        raise UserError(
-            f"the table has weights of shape {tuple(table.weight.shape)} and "
-            f"{len(table.changes)} alterations: only a plain table, (N, 2K + 1), is saved."
-        )
-
-    record = {
-        "format": FORMAT,
-        "version": VERSION,
-        "path": path_to_dict(path),
-        "reads": table.reads,
-        "source": table.source,
-        "time": table.time.tolist(),
-        "noise": table.noise.tolist(),
-        **({} if table.start is None else {"start": float(table.start)}),
-    }
-    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in table.weight.tolist())
+    record = solver_record(table, path)
+    rows = ",\n  ".join(json.dumps(row, allow_nan=False) for row in record.pop("weight"))
     head = json.dumps(record, allow_nan=False)[1:-1]
     write_text(file, f'{{{head},\n "weight": [\n  {rows}\n ]}}\n')
+
+
+def solver_record(solver: SolverSchedule | Tableau, path: Path | None = None) -> dict[str, Any]:
+    """A schedule or a table as JSON values.
+
+    Args:
+        solver: The schedule; or the table, with weights of shape (N, 2K + 1).
+        path: The path that it is for, to be noted beside it.
+
+    Raises:
+        UserError: If the weights of a table differ between samples or elements, or the network is
+            altered.
+    """
+
+    if isinstance(solver, SolverSchedule):
+        return json.loads(solver.to_json(path))
+
+    if solver.weight.ndim != 2 or solver.changes:
+        raise UserError(
+            f"the table has weights of shape {tuple(solver.weight.shape)} and "
+            f"{len(solver.changes)} alterations: only a plain table, (N, 2K + 1), is saved."
+        )
+
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        **({} if path is None else {"path": path_to_dict(path)}),
+        "reads": solver.reads,
+        "source": solver.source,
+        "time": solver.time.tolist(),
+        "noise": solver.noise.tolist(),
+        **({} if solver.start is None else {"start": float(solver.start)}),
+        "weight": solver.weight.tolist(),
+    }
 
 
 def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tableau:

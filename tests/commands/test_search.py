@@ -1,7 +1,9 @@
 """``genflow search`` from end to end, on a tiny pipeline."""
 
 import json
+from statistics import mean
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from genflow.models import Preconditioned, Rectified
 from genflow.nn import MLP, UNet
 from genflow.pipelines import Pipeline, SearchedScheduler
 from genflow.solvers import SolverSchedule, Step
+from genflow.solvers.files import load_table
 
 SMALL = ["--samples", "24", "--report_samples", "16", "--teacher_steps", "8"]
 
@@ -83,6 +86,32 @@ def test_evolution(vectors, tmp_path):
     check(tmp_path / "o", vectors)
 
 
+def test_weights_are_tuned_on_the_score_itself(vectors, tmp_path, capsys):
+    """The data are wide, which no schedule of this network is, and a table can be."""
+
+    out, pictures, wide = tmp_path / "o", tmp_path / "samples", tmp_path / "wide.npy"
+    np.save(wide, 3 * np.random.default_rng(0).standard_normal((500, 2), dtype=np.float32))
+    arguments = ["--method", "evolve", "--budget", "12", "--score", "frechet"]
+    arguments += ["--data", str(wide), "--samples", "96"]
+    arguments += ["--report_samples", "128", "--refine", "30", "--free", "times,relax,weights"]
+    assert run(vectors, out, *arguments) == 0
+    result = check(out, vectors)
+    said = capsys.readouterr().out
+    assert "table.json" in said and "The table:" in said
+    before, after = result["refined"]
+    assert after < before and result["free"] == ["times", "relax", "weights"]
+    assert mean(result["held_out_table"]) < 0.9 * mean(result["held_out"])
+    assert "tuned weights" in (out / "report.md").read_text() and (out / "table.png").exists()
+
+    table = ["--schedule", str(out / "table.json"), "--n", "4", "--output", str(pictures)]
+    assert main(["generate", vectors, *table]) == 0
+    meta = json.loads((pictures / "meta.json").read_text())
+    assert meta["nfe"] == 3 and meta["sampler"]["schedule"]["format"] == "genflow-table"
+    pipe = Pipeline.from_pretrained(vectors)
+    read = load_table(out / "table.json", pipe.denoiser.path)
+    assert not torch.equal(pipe(8, seed=0, schedule=read).x, pipe(8, seed=0, steps=3).x)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["random", "gradient", "tpe"])
 def test_other_methods(method, vectors, tmp_path):
@@ -123,6 +152,8 @@ def test_earlier_results_are_begun_with(vectors, tmp_path):
         (["--method", "s4"], "did you mean 's3'"),
         (["--score", "eror"], "did you mean 'error'"),
         (["--budget", "0"], "budget 0"),
+        (["--refine", "2", "--free", "weight"], "did you mean 'weights'"),
+        (["--refine", "2", "--free", ","], "free is ''"),
         (["--score", "frechet"], "give --data"),
         (["--method", "gradient", "--resume"], "resume and join need a ledger"),
         (["--resume"], "holds no search to go on with"),

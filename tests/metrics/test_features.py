@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from genflow.errors import UserError
-from genflow.metrics import Features, Identity, Pixels, RandomConv, extract
+from genflow.metrics import Differentiable, Features, Identity, Pixels, RandomConv, extract
 from genflow.metrics.features import features
 
 
@@ -64,6 +64,40 @@ def test_every_feature_says_what_it_is(name):
     feature = features(name, (1, 8, 8))
     assert isinstance(feature, Features)
     assert feature.prefix == f"FD-{name}" and len(feature.digest) == 64 and feature.resize
+
+
+@pytest.mark.parametrize("name", ["random-conv", "pixels", "genflow-small"])
+def test_features_have_slopes_where_images_are_not_rounded(name):
+    feature, x = features(name, (2, 8, 8)), images(5, 2, 8, 8)
+    assert isinstance(feature, Differentiable)
+    real = (x.float() / 127.5 - 1).requires_grad_()
+    torch.testing.assert_close(feature.embed(real).detach(), feature(x), rtol=1e-5, atol=1e-6)
+
+    if isinstance(feature, torch.nn.Module):
+        feature = feature.double()
+    real = real.detach().double().requires_grad_()
+    towards, weights = torch.randn_like(real), torch.randn_like(feature.embed(real))
+    (slope,) = torch.autograd.grad((feature.embed(real) * weights).sum(), real)
+    step = 1e-7
+    with torch.no_grad():
+        ends = [feature.embed(real + s * towards) for s in (step, -step)]
+    rise = ((ends[0] - ends[1]) * weights).sum() / (2 * step)
+    assert float((slope * towards).sum()) == pytest.approx(float(rise), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["random-conv", "genflow-small"])
+def test_a_flat_image_has_a_finite_slope(name):
+    """Its channels do not vary, and the root of a variance has no slope at zero."""
+
+    feature = features(name, (1, 8, 8))
+    x = torch.zeros(2, 1, 8, 8, requires_grad=True)
+    feature.embed(x).sum().backward()
+    assert bool(x.grad.isfinite().all())
+
+
+def test_vectors_pass_through_with_their_slope():
+    v = torch.randn(3, 2, requires_grad=True)
+    assert Identity().embed(v) is v and isinstance(Identity(), Differentiable)
 
 
 def test_full_names_make_the_same_net():

@@ -6,7 +6,13 @@ import scipy.linalg
 import torch
 
 from genflow.errors import UserError
-from genflow.metrics import Moments, MomentSum, frechet_distance, frechet_from_features
+from genflow.metrics import (
+    Moments,
+    MomentSum,
+    frechet_distance,
+    frechet_from_features,
+    frechet_loss,
+)
 
 
 def cloud(n, d, seed, shift=0.0):
@@ -195,3 +201,38 @@ def test_moments_of_different_features_are_not_compared():
         frechet_distance(one.moments(), two.moments())
     with pytest.raises(UserError, match="make both with the same feature"):
         one.merge(two)
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 7), (9, 16)])
+def test_the_loss_is_the_distance_and_has_its_slope(n, d):
+    """Also with fewer points than dimensions, where neither covariance has full rank."""
+
+    x, y = cloud(n, d, 4), cloud(80, d, 5, shift=0.2)
+    loss = frechet_loss(moments(y))
+    assert float(loss(x)) == pytest.approx(frechet_from_features(x, y), rel=1e-9)
+    assert loss(x.float()).dtype == torch.float64
+
+    leaf = x.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(loss(leaf), leaf)
+    towards = cloud(n, d, 6)
+    step = 1e-6
+    rise = (loss(x + step * towards) - loss(x - step * towards)) / (2 * step)
+    assert float((slope * towards).sum()) == pytest.approx(float(rise), rel=1e-5)
+
+
+def test_following_the_loss_downhill_makes_the_moments_equal():
+    y = cloud(400, 3, 7, shift=1.0)
+    loss, x = frechet_loss(moments(y)), cloud(300, 3, 8).requires_grad_()
+    optimiser = torch.optim.LBFGS([x], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure():
+        optimiser.zero_grad()
+        value = loss(x)
+        value.backward()
+        return value
+
+    optimiser.step(closure)
+    torch.testing.assert_close(x.detach().mean(0), y.mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(x.detach().T.cov(), y.T.cov(), rtol=1e-2, atol=1e-2)
+    with pytest.raises(UserError, match="width 3 cannot be compared|width 2 cannot be compared"):
+        loss(cloud(5, 2, 0))

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from genflow.errors import UserError
+from genflow.metrics import MomentSum, frechet_loss
 from genflow.models import Exact, Karras, Preconditioned, Rectified, VariancePreserving
 from genflow.search.population import Population
 from genflow.search.refine import Tuned, _loss, descend, refine
@@ -21,6 +22,12 @@ KARRAS = Karras()
 def drawn(seeds, path=KARRAS):
     population = Population.draw(Exact(path, mixture()), (2,), seeds, dtype=torch.float64)
     return population, Teacher().solve(population)
+
+
+def moments(x):
+    total = MomentSum()
+    total.update(x)
+    return total.moments()
 
 
 @pytest.fixture(scope="module")
@@ -154,6 +161,33 @@ def test_a_network_is_left_as_it_was():
     assert all(torch.equal(a, b) for a, b in zip(before, net.parameters()))
     assert all(p.requires_grad and p.grad is None for p in net.parameters())
     assert [k for k, _ in told] == [2, 4, 6] and found.after <= found.before
+
+
+def test_a_distance_between_clouds_can_be_followed(train):
+    """Free weights bring the moments of three calls to those of the teacher, on fresh noise."""
+
+    population, solutions = train
+    held, truth = drawn(range(9000, 10024))
+    loss, wanted = (frechet_loss(moments(x)) for x in (solutions, truth))
+    schedule = schedule_for("ddim", KARRAS, 3, grid="karras", final="min")
+    options = {"free": ("weights",), "iterations": 60, "rate": 0.1, "batch_size": 128}
+    found = refine(schedule, population, loss, every=10, **options)
+    assert isinstance(found.solver, Tableau) and found.solver.nfe == 3
+    assert found.before == pytest.approx(found.losses[0], rel=1e-9)
+    before, after = Simulated(held, lambda x: float(wanted(x)))([schedule, found.solver])
+    assert found.after < 0.3 * found.before and after < 0.3 * before
+
+    again = refine(schedule, population, loss, every=10, recompute=True, **options)
+    assert again.after == pytest.approx(found.after, rel=1e-6)
+
+
+def test_descend_takes_a_loss(train):
+    population, solutions = train
+    loss = frechet_loss(moments(solutions))
+    schedules = [schedule_for("ddim", KARRAS, 3, grid=g) for g in ("karras", "uniform")]
+    before = [float(loss(x)) for _, x in sorted(dict(population(schedules)).items())]
+    (found,) = descend(schedules, population, loss, starts=1, iterations=8, every=4)
+    assert found.before == pytest.approx(min(before), rel=1e-3) and found.after <= found.before
 
 
 def test_descend_refines_the_best(train, check):

@@ -12,7 +12,16 @@ from genflow.metrics import Identity, MomentSum, frechet_distance, kernel_distan
 from genflow.models import Denoiser, Exact, Karras, Rectified, VariancePreserving
 from genflow.search.archive import Entry
 from genflow.search.population import Population
-from genflow.search.score import Cached, Simulated, error, finalists, frechet, kernel, split
+from genflow.search.score import (
+    Cached,
+    Simulated,
+    error,
+    finalists,
+    frechet,
+    kernel,
+    ranked,
+    split,
+)
 from genflow.search.teachers import Teacher, digest_of, trajectory
 from genflow.search.usf import SolverSpace
 from genflow.solvers import Sampler, SolverSchedule, Step, schedule_for
@@ -260,6 +269,22 @@ def test_finalists_are_ranked_again():
     assert [e.number for e in best] == [1] and best[0].value == 2 and seen == [3, 1]
     with pytest.raises(UserError, match="takes 0 schedules"):
         finalists(entries, [(0, rung([1]))])
+
+
+def test_halving_gives_the_names_with_the_last_scores():
+    schedules = [SolverSchedule((1.0, t), (Step(),)) for t in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    named = list(zip("abcde", schedules, strict=True))
+
+    def rung(*values):
+        known = dict(zip(schedules, values, strict=True))
+        return lambda some: [known[s] for s in some]
+
+    rough, fine = rung(3, math.nan, 1, 2, math.inf), rung(7, 0, 9, 8, 0)
+    assert [n for n, _, _ in ranked(named, [(5, rough)])] == ["c", "d", "a"]
+    found = ranked(named, [(5, rough), (2, fine)])
+    assert found == [("d", schedules[3], 8.0), ("c", schedules[2], 9.0)]
+    assert ranked(named, [(2, rough), (2, fine)]) == [("a", schedules[0], 7.0)]
+    assert ranked([], [(3, rough)]) == []
 
 
 def test_seeds_are_disjoint():

@@ -11,7 +11,17 @@ from genflow.errors import UserError
 from genflow.models import Discrete, Exact, Karras, Rectified, grid
 from genflow.search.population import Population
 from genflow.search.score import Simulated, error
-from genflow.search.seeds import AYS, ays, beta, chain, gits, presets, seeds_for, step_errors
+from genflow.search.seeds import (
+    AYS,
+    ays,
+    beta,
+    chain,
+    distinct,
+    gits,
+    presets,
+    seeds_for,
+    step_errors,
+)
 from genflow.search.teachers import Teacher, trajectory
 from genflow.solvers import Sampler, SolverSchedule, schedule_for
 
@@ -105,3 +115,24 @@ def test_beta_is_dense_at_both_ends():
     assert gaps[10] > 2 * gaps[0] and gaps[10] > 2 * gaps[-1]
     assert times[10] == pytest.approx(0.5)
     assert np.allclose(beta(Rectified(), 10, 1, 1), np.linspace(1, 0, 11))
+
+
+def test_solvers_with_several_names_are_kept_once():
+    """At one call most presets are the same Euler step; at five they differ by far more."""
+
+    denoiser = Exact(Karras(), mixture())
+    population = Population.draw(denoiser, (2,), range(2), dtype=torch.float64)
+    score = Simulated(population, error(Teacher().solve(population)))
+    one, five = (list(presets(Karras(), n)) for n in (1, 5))
+    left = distinct(one, score)
+    assert len(left) < len(one) / 3 and left[0] == one[0]
+    assert len(distinct(five, score)) > len(five) / 2
+
+    values = dict(zip([n for n, _ in one], score([s for _, s in one]), strict=True))
+    kept = [values[n] for n, _ in left]
+    assert len(set(kept)) == len(kept)
+    for value in values.values():
+        assert min(abs(value / v - 1) for v in kept) < 1e-4
+    twice = [*one, ("again", one[0][1])]
+    assert distinct(twice, score) == left
+    assert distinct(one, lambda some: [float("nan")] * len(some)) == []
