@@ -5,7 +5,7 @@ the variable in which the times are evenly spaced; where it ends, and whether a 
 on going to clean data, are separate questions.
 """
 
-__all__ = ["grid"]
+__all__ = ["grid", "inner_end"]
 
 from collections.abc import Sequence
 from typing import Literal, get_args
@@ -16,6 +16,22 @@ from genflow.errors import UserError, nearest
 from genflow.models.paths import Path
 
 Grid = Literal["logsnr", "uniform", "quadratic", "karras", "trailing", "leading"]
+
+INSIDE = 1e-3
+"""How far inside of an end grids in λ stay, where λ is infinite at it."""
+
+
+def inner_end(path: Path, t: float, inwards: float) -> float:
+    """The end of a grid in λ: t itself if λ is finite there, else a little further in.
+
+    Args:
+        path: The path.
+        t: An end.
+        inwards: The direction of the inner times: 1 at the lower end, −1 at the upper one.
+    """
+
+    finite = bool(torch.isfinite(path.lam(torch.tensor(t, dtype=torch.float64))))
+    return t if finite else t + inwards * INSIDE
 
 
 def grid(
@@ -109,10 +125,7 @@ def _spaced(
         return (*((i * stride + 1) / levels for i in reversed(range(steps))), 0.0)
 
     if kind in ("logsnr", "karras"):
-        ends = torch.tensor([start, stop], dtype=torch.float64)
-        inside = torch.isfinite(path.lam(ends)).tolist()
-        start = start if inside[0] else start - 1e-3
-        stop = stop if inside[1] else stop + 1e-3
+        start, stop = inner_end(path, start, -1), inner_end(path, stop, 1)
 
     zero = final == "zero" and stop > 0
     count = steps if zero else steps + 1

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from genflow.errors import UserError
+from genflow.models.grids import inner_end
 from genflow.models.paths import Path
 from genflow.models.records import path_to_dict
 from genflow.search.repair import possible, spaced
@@ -87,8 +88,10 @@ class SolverSpace:
     Args:
         path: The path.
         nfe: The number of calls of the network, 1 or more.
-        start: The first time, or the range it may lie in; the path's ``t_max`` if None.
-        stop: The last time, or its range; from clean data, 0, to the path's ``t_min`` if None.
+        start: The first time, or the range it may lie in. If None the path's ``t_max``; where λ is
+            infinite there, from where grids in λ begin, 1e-3 below it.
+        stop: The last time, or its range. If None from clean data, 0, to where grids in λ end: the
+            path's ``t_min``, or 1e-3 above it where λ is infinite there.
         law: The law of mutation; ``"empirical"`` predictions and the ``"mean"`` source are taken
             in by giving them a weight, and need statistics and a mean in the score.
         skips: The number of factors of the network's skip connections, or 0 to leave them.
@@ -108,8 +111,8 @@ class SolverSpace:
         skips: int = 0,
     ) -> None:
         expect_budget(nfe, 1, "calls of the network")
-        start = path.t_max if start is None else start
-        stop = (0.0, path.t_min) if stop is None else stop
+        start = (inner_end(path, path.t_max, -1), path.t_max) if start is None else start
+        stop = (0.0, inner_end(path, path.t_min, 1)) if stop is None else stop
         self.path, self.nfe, self.skips = path, int(nfe), skips
         self.start = start if isinstance(start, tuple) else (start, start)
         self.stop = stop if isinstance(stop, tuple) else (stop, stop)
@@ -136,7 +139,7 @@ class SolverSpace:
         N = self.nfe + (source != "model")
         uniform = rng.random(N - 1) if rng.random() < 0.5 else rng.beta(0.6, 0.6, N - 1)
         low, high = self._inside()
-        times = [_uniform(self.start, rng), *(low + (high - low) * uniform), self._stop(rng)]
+        times = [self._first(rng), *(low + (high - low) * uniform), self._stop(rng)]
         steps = [self._step(i, rng) for i in range(N)]
         steps[0] = replace(steps[0], source=source)
         change = Alteration(tuple(rng.uniform(0.8, 1, self.skips))) if self.skips else UNCHANGED
@@ -155,7 +158,7 @@ class SolverSpace:
             if rng.random() < law.time:
                 times[i] = self._moved(times[i], rng)
         if rng.random() < law.time:
-            times[0] = _uniform(self.start, rng)
+            times[0] = self._first(rng)
             times[-1] = self._stop(rng)
 
         steps = [self._changed(i, step, rng) for i, step in enumerate(steps)]
@@ -260,6 +263,12 @@ class SolverSpace:
         """Where inner times lie: between the ends, and where the network knows its way."""
 
         return max(stop + GAP, self.path.t_min), self.start[0] - GAP
+
+    def _first(self, rng: Random) -> float:
+        """The first time: an end of its range, or anywhere in it."""
+
+        ends = self.start[0] < self.start[1] and rng.random() < 0.7
+        return self.start[rng.integers(2)] if ends else _uniform(self.start, rng)
 
     def _stop(self, rng: Random) -> float:
         """The last time: an end of its range, or anywhere in it."""
