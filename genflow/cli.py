@@ -85,8 +85,33 @@ def main(
 
     Returns:
         The exit code: that of the command, 0 as a rule; 2 for a value that cannot be used, 130 if
-        interrupted.
+        interrupted, 141 if nobody reads the output any more, as in ``genflow samplers | head``.
     """
+
+    try:
+        code = _run(arguments, program, commands)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _unheard():
+            raise
+        return 141
+
+
+def _unheard() -> bool:
+    """Whether the output has lost its reader; what is left of it then goes nowhere."""
+
+    try:
+        print(flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+
+    return False
+
+
+def _run(arguments: Sequence[str] | None, program: str, commands: Sequence[str] | None) -> int:
+    """Runs a command, and turns what stops it into a sentence and an exit code."""
 
     # Threads that spin long while they wait for each other starve a machine that is shared.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
@@ -103,7 +128,7 @@ def main(
     try:
         if arguments[0] not in commands:
             raise UserError(f"command is '{arguments[0]}'{nearest(arguments[0], commands)}")
-        return _run(program, arguments[0], arguments[1:]) or 0
+        return _command(program, arguments[0], arguments[1:]) or 0
     except UserError as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 2
@@ -112,7 +137,7 @@ def main(
         return 130
 
 
-def _run(program: str, name: str, arguments: list[str]) -> int | None:
+def _command(program: str, name: str, arguments: list[str]) -> int | None:
     """Parses the arguments of a command by its signature, and calls it."""
 
     command = COMMANDS[name]

@@ -158,6 +158,33 @@ def test_samplers_lists_all_of_them(capsys):
     assert all(any(line.startswith(f"{n} ") for line in out.splitlines()) for n in PRESETS)
 
 
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_output_without_a_reader_ends_the_command_without_a_traceback(unbuffered):
+    """As in ``genflow samplers | head -1``: the pipe is closed before anything is written."""
+
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-m", "genflow", "samplers"],
+        stdout=writing,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_another_broken_pipe_is_not_kept_quiet(monkeypatch, capsys):
+    def broken():
+        raise BrokenPipeError("a worker has gone")
+
+    monkeypatch.setitem(COMMANDS, "doctor", broken)
+    with pytest.raises(BrokenPipeError, match="a worker"):
+        main(["doctor"])
+
+
 def losses(run):
     rows = {}
     for file in sorted(run.glob("metrics*.csv")):

@@ -7,7 +7,7 @@ mode, `LossGuard` only reads.
 __all__ = ["LossGuard", "SampleGrid", "resting"]
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 import math
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from genflow.files import writing
 from genflow.models import Guided
 from genflow.solvers import build
 from genflow.training.checks import Diverged, diverged
-from genflow.training.ema import EMA
+from genflow.training.ema import averaged
 
 
 @contextmanager
@@ -135,13 +135,13 @@ class SampleGrid(Callback):
             return
 
         self._drawn = step
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-        held = nullcontext() if ema is None else ema.average(pl_module)
 
         data = getattr(trainer, "datamodule", None)
         begun = data.starts(self.n // 2 or 1) if isinstance(data, Translation) else None
 
-        with held, resting(pl_module.net), trainer.precision_plugin.forward_context():
+        within = trainer.precision_plugin.forward_context
+
+        with averaged(trainer, pl_module), resting(pl_module.net), within():
             grid = self.grid(pl_module, begun)
 
         self._write(grid, self._folder / f"step-{step:09d}.png")

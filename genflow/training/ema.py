@@ -15,10 +15,10 @@ average beside them, whenever it is written, so that no resume can confuse the t
 supported: sharded parameters (FSDP), which are refused.
 """
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "averaged"]
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -201,3 +201,23 @@ class EMA(Callback):
         if self._raw is not None:
             for name, raw in zip(self._names, self._raw, strict=True):
                 checkpoint["state_dict"][PREFIX + name] = raw
+
+
+def averaged(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:
+    """Inside, a module holds the average of its run; no effect if the run has no `EMA`.
+
+    The average is that of the trainer's step, also for a callback that comes before `EMA` in the
+    trainer's list.
+
+    Args:
+        trainer: The trainer of the run.
+        module: Its module.
+    """
+
+    ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+
+    if ema is None:
+        return nullcontext()
+
+    ema.on_train_batch_end(trainer)
+    return ema.average(module)

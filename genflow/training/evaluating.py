@@ -8,7 +8,6 @@ without it the losses are the same, and a run that was resumed is the same as on
 
 __all__ = ["Evaluate"]
 
-from contextlib import nullcontext
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,7 @@ import torch
 
 from genflow.errors import UserError
 from genflow.training.callbacks import resting
-from genflow.training.ema import EMA
+from genflow.training.ema import averaged
 from genflow.training.launch import sharded
 
 if TYPE_CHECKING:
@@ -143,10 +142,8 @@ class Evaluate(Callback):
             return
 
         self.history[step] = {}
-        ema = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
-        held = nullcontext() if ema is None else ema.average(pl_module)
 
-        with held, resting(pl_module):
+        with averaged(trainer, pl_module), resting(pl_module):
             try:
                 within = trainer.precision_plugin.forward_context
                 found = self._watch(pl_module.device, within)

@@ -6,6 +6,7 @@ import torch
 from genflow.data import Digits
 from genflow.errors import UserError
 from genflow.training import EMA, RectifiedFlow
+from genflow.training.ema import averaged
 
 
 def values(module):
@@ -123,6 +124,32 @@ def test_validating_a_checkpoint_uses_its_average(tmp_path):
 
 def test_accumulation_averages_once_a_step(tmp_path):
     assert fit(tmp_path, 3, EMA(), accumulate_grad_batches=2)[2].updates == 3
+
+
+class Looks(Callback):
+    """What a callback sees in `averaged` after every step, wherever it stands in the list."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_train_batch_end(self, trainer, module, *args):
+        with averaged(trainer, module):
+            self.seen.append(values(module))
+
+
+def test_the_average_is_that_of_the_step_wherever_its_callback_stands(tmp_path):
+    before, after = Looks(), Looks()
+    _, _, ema, _ = fit(tmp_path, 5, before, EMA(0.9), after)
+    assert len(before.seen) == len(after.seen) == ema.updates == 5
+    assert all(same(a, b) for a, b in zip(before.seen, after.seen, strict=True))
+    assert same(before.seen[-1], ema.weights().values())
+    assert not same(before.seen[-1], before.seen[-2])
+
+
+def test_without_an_average_there_are_the_weights(tmp_path):
+    looks, spy = Looks(), Spy()
+    fit(tmp_path, 2, looks, spy)
+    assert all(same(a, b) for a, b in zip(looks.seen, spy.raw, strict=True))
 
 
 def test_half_precision_is_averaged_in_float32(tmp_path):
