@@ -140,15 +140,17 @@ def searched(sheet: Sheet, y: int) -> int:
     for count in [c for c in COUNTS if c in card["schedules"]]:
         euler = {"sampler": "euler", "steps": int(count), "grid": "uniform"}
         pair = next(iter(card["schedules"][count]["measured"].values()))
-        ours, preset = (f"{pair[who]['over_floor']:.2f}" for who in ("searched", "preset"))
+        best = "tuned" if "tuned" in pair else "searched"
+        ours, preset = (f"{pair[who]['over_floor']:.2f}" for who in (best, "preset"))
+        solver = (zoo.table if best == "tuned" else zoo.schedule)(name, int(count))
         label, note = f"{count} calls", f"{ours} ({preset})"
         plain.append(Row(label, drawn(name, **euler), GREY, f"{distance(pipe, euler):.1f}"))
-        found.append(Row(label, drawn(name, schedule=zoo.schedule(name, int(count))), BLUE, note))
+        found.append(Row(label, drawn(name, schedule=solver), BLUE, note))
 
     below = "a rectified flow of digits; on the right the distance to the data, 1 is perfect"
     top = sheet.title(left, y, "Euler's method", below)
     below = "the same flow from the same noise; in brackets the best of 250 presets"
-    sheet.title(right, y, "A searched schedule", below)
+    sheet.title(right, y, "A searched solver", below)
     return max(sheet.rows(x, top, r, 7, 86) for x, r in ((left, plain), (right, found)))
 
 

@@ -1,4 +1,4 @@
-"""The cards of the zoo in one table: distances at few calls, best preset and searched schedule.
+"""The cards of the zoo in one table: distances of presets, searched schedules, tuned tables.
 
 Nothing is measured here: ``assets/zoo/make.py`` measured each model when it made it, and its card
 says when and on what; the date and the versions below the table are those of the newest card.
@@ -12,6 +12,8 @@ from measure import machine, write_results
 
 from genflow import zoo
 from genflow.shelves import models
+
+WHO = ("preset", "searched", "tuned")
 
 
 def summary(name, folder):
@@ -27,7 +29,7 @@ def summary(name, folder):
         "date": card["date"],
         "schedules": {
             nfe: {
-                feature: {who: pair[who]["over_floor"] for who in ("preset", "searched")}
+                feature: {who: pair[who]["over_floor"] for who in WHO if who in pair}
                 for feature, pair in found["measured"].items()
             }
             for nfe, found in card["schedules"].items()

@@ -1,9 +1,10 @@
 r"""The zoo: small trained models that come with the repository.
 
 A model is a folder with a saved pipeline, schedules that were searched for it (one for each
-number of calls), a card that says how it was made and what was measured on it, and a picture. All
-of it is JSON, safetensors and PNG; nothing is unpickled, and the weights are checked against the
-digests of the card before they are read. ``assets/zoo/make.py`` of the repository makes them all.
+number of calls), their tables with tuned weights, a card that says how it was made and what was
+measured on it, and a picture. All of it is JSON, safetensors and PNG; nothing is unpickled, and
+the weights are checked against the digests of the card before they are read.
+``assets/zoo/make.py`` of the repository makes them all.
 
     >>> from genflow import zoo
     >>> pipe = zoo.load("digits-1rf")
@@ -13,9 +14,21 @@ What is *not* assumed: a network connection, or that models travel with an insta
 lie where `genflow.shelves` says. They are small models of small pictures, there to try things on.
 """
 
-__all__ = ["card", "copy", "load", "names", "schedule", "schedules", "text", "trial"]
+__all__ = [
+    "card",
+    "copy",
+    "load",
+    "names",
+    "schedule",
+    "schedules",
+    "table",
+    "tables",
+    "text",
+    "trial",
+]
 
 import os
+from pathlib import Path
 import shutil
 from typing import Any
 
@@ -25,7 +38,8 @@ from genflow.errors import UserError
 from genflow.files import replacing
 from genflow.pipelines import BridgePipeline, Pipeline
 from genflow.shelves import CARD, PREFIX, card_of, models, shelf
-from genflow.solvers import SolverSchedule
+from genflow.solvers import SolverSchedule, Tableau
+from genflow.solvers.files import load_table
 
 
 def names() -> list[str]:
@@ -85,8 +99,25 @@ def schedules(name: str) -> dict[int, SolverSchedule]:
         UserError: If there is no such model, or it is damaged.
     """
 
-    files = {int(file.stem): file for file in (shelf(name) / "schedules").glob("*.json")}
-    return {nfe: SolverSchedule.load(files[nfe]) for nfe in sorted(files)}
+    return {nfe: SolverSchedule.load(file) for nfe, file in _files(name, "schedules").items()}
+
+
+def tables(name: str) -> dict[int, Tableau]:
+    """The tables of those schedules with tuned weights, by their number of calls.
+
+    Args:
+        name: The name of the model.
+
+    Raises:
+        UserError: If there is no such model, or it is damaged.
+    """
+
+    return {nfe: load_table(file) for nfe, file in _files(name, "tables").items()}
+
+
+def _files(name: str, folder: str) -> dict[int, Path]:
+    files = {int(file.stem): file for file in (shelf(name) / folder).glob("*.json")}
+    return dict(sorted(files.items()))
 
 
 def schedule(name: str, nfe: int) -> SolverSchedule:
@@ -100,12 +131,30 @@ def schedule(name: str, nfe: int) -> SolverSchedule:
         UserError: If there is no such model or schedule, or it is damaged.
     """
 
-    found = schedules(name)
+    return SolverSchedule.load(_file(name, nfe, "schedules"))
+
+
+def table(name: str, nfe: int) -> Tableau:
+    """The table with tuned weights for a model and a number of calls.
+
+    Args:
+        name: The name of the model.
+        nfe: The number of calls of the network.
+
+    Raises:
+        UserError: If there is no such model or table, or it is damaged.
+    """
+
+    return load_table(_file(name, nfe, "tables"))
+
+
+def _file(name: str, nfe: int, folder: str) -> Path:
+    found = _files(name, folder)
 
     if nfe not in found:
         known = ", ".join(map(str, found)) or "none"
         raise UserError(
-            f"nfe is {nfe}, and the schedules of zoo model '{name}' have {known}: take one of "
+            f"nfe is {nfe}, and the {folder} of zoo model '{name}' have {known}: take one of "
             "them, or search one with 'genflow search'."
         )
 

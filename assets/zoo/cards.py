@@ -1,4 +1,4 @@
-"""The folder of a finished model: the pipeline, its schedules, a picture, and the card."""
+"""The folder of a finished model: pipeline, schedules, tables, a picture, and the card."""
 
 __all__ = ["assemble", "page"]
 
@@ -26,7 +26,7 @@ LICENCE = "Apache-2.0"
 MOST = 10 * 2**20
 """The largest size of a model's folder, in bytes."""
 
-WHO = ("preset", "searched")
+WHO = ("preset", "searched", "tuned")
 """Who is measured beside whom."""
 
 
@@ -45,13 +45,20 @@ def assemble(recipe: Recipe, work: Path, output: Path) -> None:
     pipe = Pipeline.from_pretrained(work / "pipeline")
     searches = {int(f.stem): _json(f) for f in sorted((work / "searches").glob("*.json"))}
 
+    for file in sorted((work / "tunings").glob("*.json")):
+        tuning, found = _json(file), searches[int(file.stem)]
+        for feature, pair in tuning.pop("measured").items():
+            found["measured"][feature] |= pair
+        found["tuning"] = tuning
+
     with replacing(output, overwrite=True, mark=CARD) as part:
         shutil.copytree(work / "pipeline", part, dirs_exist_ok=True)
         for config in part.glob("*/config.json"):
             known = {k: v for k, v in _json(config).items() if k != "_name_or_path"}
             config.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
-        if searches:
-            shutil.copytree(work / "schedules", part / "schedules")
+        for name in ("schedules", "tables"):
+            if (work / name).exists():
+                shutil.copytree(work / name, part / name)
         pictures(pipe, recipe).save(part / "samples.png", optimize=True)
         card = _card(recipe, pipe, part, _json(work / "distances.json"), searches)
         text = json.dumps(card, indent=1, ensure_ascii=False, allow_nan=False)
@@ -229,8 +236,9 @@ def _use(card: dict[str, Any]) -> str:
         call = ["from genflow import zoo", "", f'pipe = zoo.load("{name}")']
         call += ["pipe(16, label=3, seed=0).images[0].show()"]
         if card["schedules"]:
-            nfe = 5 if "5" in card["schedules"] else next(iter(card["schedules"]))
-            call += [f'pipe(16, label=3, seed=0, schedule=zoo.schedule("{name}", {nfe}))']
+            nfe = "5" if "5" in card["schedules"] else next(iter(card["schedules"]))
+            what = "table" if "tuning" in card["schedules"][nfe] else "schedule"
+            call += [f'pipe(16, label=3, seed=0, schedule=zoo.{what}("{name}", {nfe}))']
 
     return "\n".join(["```python", *call, "```"])
 
@@ -298,15 +306,19 @@ def _table(card: dict[str, Any]) -> str:
 def _schedules(card: dict[str, Any]) -> str:
     first = next(iter(card["schedules"].values()))
     bred, unseen = first["measured"]
+    tunings = [s["tuning"] for s in card["schedules"].values() if "tuning" in s]
+    who = WHO if tunings else WHO[:2]
     head = ["calls", "best preset"]
     for name in (bred, unseen):
-        head += [f"preset, `{name}`", "searched", "ratio"]
+        head += [f"preset, `{name}`", *who[1:], "ratio"]
     rows = []
     for nfe, found in card["schedules"].items():
         cells = [nfe, found["preset"]]
         for name in (bred, unseen):
-            theirs, ours = (found["measured"][name][k]["over_floor"] for k in WHO)
-            cells += [_ratio(theirs), _ratio(ours), f"{ours / theirs:.2f}"]
+            pair = found["measured"][name]
+            values = [pair[k]["over_floor"] for k in who if k in pair]
+            told = [_ratio(v) for v in values] + [""] * (len(who) - len(values))
+            cells += [*told, f"{values[-1] / values[0]:.2f}"]
         rows.append(cells)
     budget = first["budget"]
     rungs = ", then ".join(
@@ -322,6 +334,13 @@ def _schedules(card: dict[str, Any]) -> str:
         "neither has seen, and is a preset itself where nothing was better. "
         f"`{unseen}` had no part in the search."
     )
+    if tunings:
+        told += (
+            " `tables/N.json` is the table of that schedule with its times and weights tuned in "
+            f"{tunings[0]['steps']} steps down the slope of the same distance, of "
+            f"{tunings[0]['cloud']} samples each; the last column is that of the table where "
+            "there is one."
+        )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 
 

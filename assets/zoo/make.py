@@ -8,10 +8,10 @@
 
 Every stage leaves a file in ``runs/zoo/NAME``, and is skipped where it is there already, so that a
 run that was stopped goes on: ``pipeline/`` (trained, or copied from where ``--from`` says),
-``distances.json``, ``schedules/N.json`` with ``searches/N.json``, and at the end the folder of
-the model in ``assets/zoo``. Reflow and distillation need the model that they start from, made or
-given.
-``--stages`` does only some of them, ``--counts`` searches only for some numbers of calls, and
+``distances.json``, ``schedules/N.json`` with ``searches/N.json``, ``tables/N.json`` with
+``tunings/N.json``, and at the end the folder of the model in ``assets/zoo``. Reflow and
+distillation need the model that they start from, made or given.
+``--stages`` does only some of them, ``--counts`` only some numbers of calls, and
 ``--again`` writes finished folders anew from what there is.
 """
 
@@ -27,17 +27,19 @@ import sys
 import warnings
 
 from cards import assemble
-from measuring import BRED, UNSEEN, Ruler, distances, searched
+from measuring import BRED, UNSEEN, Ruler, distances, searched, tuned
 from recipes import RECIPES, Recipe
 
 from genflow.cli import main as genflow
 from genflow.errors import UserError, nearest
 from genflow.files import replacing, write_text
 from genflow.pipelines import Pipeline
+from genflow.solvers import SolverSchedule
+from genflow.solvers.files import save_table
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
-STAGES = ("train", "distances", "search", "card")
+STAGES = ("train", "distances", "search", "tune", "card")
 
 
 def trained(recipe: Recipe, options: argparse.Namespace) -> None:
@@ -84,16 +86,22 @@ def _word(word: str, recipe: Recipe, options: argparse.Namespace) -> str:
 
 
 def measured(recipe: Recipe, options: argparse.Namespace, stages: Sequence[str]) -> None:
-    """The stages that leave ``distances.json``, ``schedules`` and ``searches``."""
+    """The stages that leave ``distances.json``, ``schedules`` and ``tables``, with reports."""
 
     work = options.work / recipe.name
     table = work / "distances.json"
-    counts = recipe.search.counts if recipe.search is not None and "search" in stages else ()
-    wanted = [n for n in counts if options.counts is None or n in options.counts]
-    left = [n for n in wanted if not (work / f"searches/{n}.json").exists()]
+    counts = recipe.search.counts if recipe.search is not None else ()
+    counts = [n for n in counts if options.counts is None or n in options.counts]
     plain = "distances" in stages and not table.exists()
 
-    if recipe.kind == "bridge" or not (left or plain):
+    def left(stage: str, reports: str) -> list[int]:
+        made = {n for n in counts if (work / reports / f"{n}.json").exists()}
+        return [n for n in counts if n not in made] if stage in stages else []
+
+    search, tune = left("search", "searches"), left("tune", "tunings")
+    tune = [n for n in tune if n in search or (work / f"schedules/{n}.json").exists()]
+
+    if recipe.kind == "bridge" or not (search or tune or plain):
         return
 
     pipe = Pipeline.from_pretrained(work / "pipeline")
@@ -108,10 +116,18 @@ def measured(recipe: Recipe, options: argparse.Namespace, stages: Sequence[str])
         found.save(work / f"schedules/{nfe}.json", pipe.denoiser.path)
         _save(work / f"searches/{nfe}.json", report)
 
+    def weights(nfe: int) -> None:
+        begun = SolverSchedule.load(work / f"schedules/{nfe}.json", pipe.denoiser.path)
+        found, report = tuned(pipe, begun, recipe.data, recipe.search, rulers, work / "cache")
+        save_table(found, work / f"tables/{nfe}.json", pipe.denoiser.path)
+        _save(work / f"tunings/{nfe}.json", report)
+
     if plain:
         _told(recipe, "distances", rows)
-    for nfe in left:
+    for nfe in search:
         _told(recipe, f"search with {nfe} calls", partial(schedule, nfe))
+    for nfe in tune:
+        _told(recipe, f"tuning with {nfe} calls", partial(weights, nfe))
 
 
 def _save(file: Path, record: dict) -> None:
@@ -153,7 +169,9 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="runs/zoo by default")
     parser.add_argument("--output", type=Path, help="assets/zoo by default")
     parser.add_argument("--stages", nargs="+", default=STAGES, choices=STAGES)
-    parser.add_argument("--counts", nargs="+", type=int, help="search these numbers of calls only")
+    parser.add_argument(
+        "--counts", nargs="+", type=int, help="search and tune these numbers of calls only"
+    )
     parser.add_argument("--again", action="store_true", help="write finished folders anew")
     parser.add_argument("--quick", action="store_true", help="tiny numbers, in runs/zoo-quick")
     parser.add_argument("--list", action="store_true", help="list the models, and stop")

@@ -1,10 +1,9 @@
-"""What is measured on a model of the zoo: distances at few calls, and searched schedules."""
+"""What is measured on a model of the zoo: distances at few calls, schedules, tuned tables."""
 
-__all__ = ["Ruler", "distances", "searched"]
+__all__ = ["Ruler", "distances", "searched", "tuned"]
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-import math
 from pathlib import Path
 import time
 from typing import Any
@@ -20,11 +19,12 @@ from genflow.metrics.frechet import frechet_from_features
 from genflow.pipelines import Pipeline
 from genflow.search.population import Solver
 from genflow.search.recipes import plain
-from genflow.search.score import Cached, split
-from genflow.search.seeds import presets, seeds_for
+from genflow.search.refine import refine
+from genflow.search.score import Cached, Seeds, ranked, split
+from genflow.search.seeds import distinct, presets, seeds_for
 from genflow.search.teachers import Teacher
 from genflow.search.usf import SolverSpace
-from genflow.solvers import SolverSchedule
+from genflow.solvers import SolverSchedule, Tableau
 
 HELD_OUT = 10**6
 """The first seed of the samples that are reported."""
@@ -33,6 +33,9 @@ CHECK = 32
 """The samples on which the error to the teacher is told."""
 
 TEACHER = ("heun", 24)
+
+RATE = 0.05
+"""The first learning rate of the gradient; weights take a tenth of it."""
 
 BRED, UNSEEN = "random-conv", "genflow-small"
 """The feature that searches minimise, and one that has no part in them: both are reported."""
@@ -129,49 +132,39 @@ def searched(
     began = time.process_time()
     most = max(budget.samples, *(samples for _, samples in budget.rungs))
     seeds = split(most, budget.final, data.samples, 1)
-    teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
-    shared = {"teacher": teacher, "cache": cache, "batch_size": budget.batch_size}
-    near = Problem(pipe, seeds, "error", **shared)
-    far = Problem(pipe, seeds, "frechet", data=rulers[0].data, feature=BRED, **shared)
+    near, far = (_problem(pipe, seeds, s, budget, rulers, cache) for s in ("error", "frechet"))
     space = SolverSpace(pipe.denoiser.path, nfe)
 
     known = list(seeds_for(pipe.denoiser, nfe, *_few(near, 8)))
     count = len(list(presets(pipe.denoiser.path, nfe)))
-    theirs = _halved(_distinct(known[:count], near), far, budget.rungs)
-    others = _halved(_distinct(known[count:], near), far, budget.rungs[:-1])
+    apart = near.scored(seeds.search[:2])
+    rungs = [(most, far.scored(seeds.search[:samples])) for most, samples in budget.rungs]
+    theirs = ranked(distinct(known[:count], apart), rungs)
+    others = ranked(distinct(known[count:], apart), rungs[:-1])
 
-    def legal(pairs: Sequence[tuple[str, Solver]]) -> list[tuple[str, SolverSchedule]]:
-        return [(n, s) for n, s in pairs if isinstance(s, SolverSchedule) and space.legal(s)]
+    def legal(named: Sequence[tuple[str, Solver, float]]) -> list[tuple[str, SolverSchedule]]:
+        return [(n, s) for n, s, _ in named if isinstance(s, SolverSchedule) and space.legal(s)]
 
     aim = Cached(far.scored(seeds.search[: budget.samples]))
     first = [*legal(theirs)[: budget.parents], *legal(others)[: budget.parents]]
-    first = _ranked(first, aim)[: budget.parents]
+    first = legal(ranked(first, [(len(first), aim)]))[: budget.parents]
     archive = plain(
         space, aim, budget=len(first) + budget.children, seeds=first, seed=0, fresh=0.0
     )
-    ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)]
 
     score = Cached(far.scored(seeds.final))
     theirs = theirs[: budget.finalists]
-    origin, schedule = _ranked([*ours, *legal(theirs)], score)[0]
-    name, preset = _ranked(theirs, score)[0]
+    ours = [(e.origin, e.schedule) for e in archive.top(budget.finalists)] + legal(theirs)
+    origin, schedule, _ = ranked(ours, [(len(ours), score)])[0]
+    name, preset, _ = ranked([pair[:2] for pair in theirs], [(len(theirs), score)])[0]
     check = seeds.final[:CHECK]
     on_check = near.scored(check)([schedule, preset])
-    held = range(HELD_OUT, HELD_OUT + data.samples)
-    population = far.population(held)
-    drawn = dict(population([schedule, preset]))
-    pictures = [far.decoded(drawn[i]) for i in (0, 1)]
+    who = {"searched": schedule, "preset": preset}
     return schedule, {
         "nfe": nfe,
         "origin": origin,
         "preset": name,
-        "measured": {
-            ruler.feature.name: {
-                who: _kept(ruler(x))
-                for who, x in zip(("searched", "preset"), pictures, strict=True)
-            }
-            for ruler in rulers
-        },
+        "measured": _held(far, who, data, rulers),
         "error": on_check[0],
         "preset_error": on_check[1],
         "teacher": list(TEACHER),
@@ -182,44 +175,71 @@ def searched(
     }
 
 
+def tuned(
+    pipe: Pipeline,
+    schedule: SolverSchedule,
+    data: Data,
+    budget: Budget,
+    rulers: Sequence[Ruler],
+    cache: Path,
+) -> tuple[Tableau, dict[str, Any]]:
+    """The table of a schedule with its numbers tuned, and how that was done and measured.
+
+    Times and weights follow the slope of the distance to the data. The samples of the gradient,
+    those that choose among its states, and those of the report are three sets.
+    """
+
+    began = time.process_time()
+    seeds = split(4 * budget.cloud, budget.final, data.samples, 1)
+    problem = _problem(pipe, seeds, "frechet", budget, rulers, cache)
+    found = refine(
+        schedule,
+        problem.population(seeds.search),
+        problem.aim(seeds.search),
+        free=("times", "relax", "weights"),
+        iterations=budget.steps,
+        rate=RATE,
+        batch_size=budget.cloud,
+        check=(problem.population(seeds.final), problem.aim(seeds.final)),
+        every=5,
+        recompute=True,
+    )
+    return found.solver, {
+        "measured": _held(problem, {"tuned": found.solver}, data, rulers),
+        "before": found.before,
+        "after": found.after,
+        "steps": budget.steps,
+        "cloud": budget.cloud,
+        "cpu_seconds": round(time.process_time() - began, 1),
+    }
+
+
+def _problem(
+    pipe: Pipeline, seeds: Seeds, score: str, budget: Budget, rulers: Sequence[Ruler], cache: Path
+) -> Problem:
+    """A problem of a search, on the feature that searches minimise."""
+
+    teacher = Teacher(*TEACHER, batch_size=budget.batch_size)
+    own = {"data": rulers[0].data, "feature": BRED} if score == "frechet" else {}
+    return Problem(pipe, seeds, score, teacher, cache, batch_size=budget.batch_size, **own)
+
+
+def _held(
+    problem: Problem, solvers: dict[str, Solver], data: Data, rulers: Sequence[Ruler]
+) -> dict[str, Any]:
+    """The distances of solvers on the seeds of the report."""
+
+    population = problem.population(range(HELD_OUT, HELD_OUT + data.samples))
+    drawn = dict(population(list(solvers.values())))
+    pictures = {who: problem.decoded(drawn[i]) for i, who in enumerate(solvers)}
+    return {
+        ruler.feature.name: {who: _kept(ruler(x)) for who, x in pictures.items()}
+        for ruler in rulers
+    }
+
+
 def _few(problem: Problem, n: int) -> tuple[Tensor, dict[str, Any]]:
     """The noise and the conditions of a few samples of the search."""
 
     population = problem.population(problem.seeds.search)
     return population.z[:n], {k: v[:n] for k, v in population.cond.items()}
-
-
-def _distinct(known: Sequence[tuple[str, Solver]], problem: Problem) -> list[tuple[str, Solver]]:
-    """Only the first of those that are one solver under several names, as at few calls."""
-
-    errors = problem.scored(problem.seeds.search[:2])([s for _, s in known])
-    first: dict[str, tuple[str, Solver]] = {}
-
-    for pair, value in zip(known, errors, strict=True):
-        if math.isfinite(value):
-            first.setdefault(f"{value:.5g}", pair)
-
-    return list(first.values())
-
-
-def _halved(
-    known: Sequence[tuple[str, Solver]], problem: Problem, rungs: Sequence[tuple[int, int]]
-) -> list[tuple[str, Solver]]:
-    """What is left after successive halving, the best first."""
-
-    left = list(known)
-
-    for count, samples in rungs:
-        left = _ranked(left[:count], problem.scored(problem.seeds.search[:samples]))
-
-    return left
-
-
-def _ranked(
-    candidates: Sequence[tuple[str, Solver]], score: Callable[[Sequence[Solver]], list[float]]
-) -> list[tuple[str, Any]]:
-    """Candidates by their score, the best first; those without a finite one are left out."""
-
-    values = score([s for _, s in candidates])
-    order = sorted((v, i) for i, v in enumerate(values) if math.isfinite(v))
-    return [candidates[i] for _, i in order]

@@ -99,6 +99,8 @@ class Budget:
         finalists: How many of ours, and of the presets, are compared in the end.
         final: The samples of that comparison.
         batch_size: The samples that the network is called with at a time.
+        steps: The steps of the gradient that tune the table of what was found.
+        cloud: The samples of each.
     """
 
     counts: tuple[int, ...] = (3, 5, 8, 10)
@@ -109,6 +111,8 @@ class Budget:
     finalists: int = 3
     final: int = 768
     batch_size: int = 1024
+    steps: int = 20
+    cloud: int = 512
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,8 @@ class Recipe:
             samples=8,
             finalists=2,
             final=16,
+            steps=1,
+            cloud=8,
         )
         command = (*self.command, *self.quick)
         return replace(self, data=data, rows=rows, search=budget, command=command)
@@ -174,7 +180,7 @@ FLOW_ROWS = (Row("euler", (1, 2, 4, 8), EULER), Row("dpmpp-2m", (4, 8, 20)))
 STRAIGHT_ROWS = (Row("euler", (1, 2, 4, 8), EULER),)
 NOISE_ROWS = (Row("dpmpp-2m", (2, 4, 8)), Row("karras-heun", (4, 8, 18)))
 SMALL = Budget(
-    counts=(5, 10),
+    counts=(3, 5, 8, 10),
     rungs=((10_000, 16), (16, 64), (6, 192)),
     parents=6,
     children=12,
@@ -182,6 +188,7 @@ SMALL = Budget(
     finalists=2,
     final=512,
     batch_size=64,
+    cloud=256,
 )
 FIT = ("fit", "--config")
 TRIAL = ("--trainer.max_steps", "4", "--grid.every", "1000")

@@ -9,7 +9,7 @@ COUNTS = ("3", "5", "8", "10")
 
 @table("zoo")
 def zoo(record: Record) -> str:
-    """Size, and the best preset beside the searched schedule at few calls."""
+    """Size, and the best preset beside the searched schedule and its tuned table at few calls."""
 
     rows = []
 
@@ -20,8 +20,8 @@ def zoo(record: Record) -> str:
     features = " / ".join(f"`{name}`" for name in record["features"])
     ratio = (
         f"Distance ÷ floor on {features}: the best preset, which is the peer → the searched "
-        "schedule, at so many calls; 1 is the distance between two parts of the data; a dash "
-        "where none was searched."
+        "schedule → its table with tuned weights, at so many calls; 1 is the distance between "
+        "two parts of the data; a dash where none was searched."
     )
     header = [
         "model",
@@ -40,7 +40,7 @@ def _cell(model: Record, count: str) -> str:
     if found is None:
         return "–"
 
-    return " / ".join(f"{pair['preset']:.3g} → {pair['searched']:.3g}" for pair in found.values())
+    return " / ".join(" → ".join(f"{v:.3g}" for v in pair.values()) for pair in found.values())
 
 
 def _more(model: Record) -> str:

@@ -21,7 +21,9 @@ def stock() -> None:
 
     for name, card in cards.items():
         counts = ", ".join(map(str, zoo.schedules(name)))
+        tuned = ", ".join(map(str, zoo.tables(name)))
         tail = f" Schedules: {counts} calls." if counts else ""
+        tail += f" Tables: {tuned} calls." if tuned else ""
         print(f"{name:<{width}}  {card['parameters'] / 1e6:5.2f} M  {card['about']}{tail}")
 
 
@@ -38,7 +40,7 @@ def show(name: str) -> None:
 
 
 def get(name: str, output: str | None = None, overwrite: bool = False) -> None:
-    """Copy the folder of a model: the pipeline, its schedules, its card and its picture.
+    """Copy the folder of a model: pipeline, schedules and tables, card and picture.
 
     Args:
         name: The model, as "genflow zoo list" names it.

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ from genflow import Pipeline
 from genflow.models import Preconditioned, Rectified
 from genflow.nn import UNet
 from genflow.shelves import card_of
+from genflow.solvers.files import load_table
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "assets" / "zoo"))
@@ -93,9 +95,19 @@ def test_a_search_leaves_a_schedule_and_its_report(flow, tmp_path, monkeypatch):
     assert (work / "made" / name / "schedules" / "3.json").exists()
     assert found["preset"] and found["presets"] > 200
     assert set(found["measured"]) == {"random-conv-1x8-0", "genflow-small"}
-    assert all(set(pair) == {"searched", "preset"} for pair in found["measured"].values())
+    assert all(set(p) == {"searched", "preset", "tuned"} for p in found["measured"].values())
+    path = Pipeline.from_pretrained(flow).denoiser.path
+    assert load_table(work / "made" / name / "tables" / "3.json", path).nfe == 3
+    assert found["tuning"]["steps"] == 1 and found["tuning"]["after"] <= found["tuning"]["before"]
     page = cards.page(card)
-    assert "## Searched schedules" in page and 'zoo.schedule("digits-1rf", 3)' in page
+    assert "## Searched schedules" in page and 'zoo.table("digits-1rf", 3)' in page
+    assert "| tuned | ratio |" in page and "1 steps down the slope" in page
+
+    for folder in ("tunings", "tables"):
+        shutil.rmtree(work / name / folder)
+    assert made(monkeypatch, *call, "--again", "--stages", "card") == 0
+    plain = cards.page(card_of(work / "made" / name))
+    assert "tuned" not in plain and 'zoo.schedule("digits-1rf", 3)' in plain
 
 
 @pytest.mark.slow

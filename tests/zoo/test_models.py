@@ -6,12 +6,14 @@ from pathlib import Path
 import sys
 
 import pytest
+import torch
 
 from genflow import zoo
 from genflow.pipelines import BridgePipeline
 from genflow.search.usf import SolverSpace
 from genflow.shelves import card_of
 from genflow.solvers import SolverSchedule
+from genflow.solvers.files import load_table
 
 ROOT = Path(__file__).parents[2] / "assets" / "zoo"
 MODELS = sorted(card.parent for card in ROOT.glob("*/card.json"))
@@ -88,6 +90,17 @@ def test_its_schedules_are_legal_and_have_the_calls_of_their_names(folder):
         pairs = found["measured"].values()
         assert all(pair[who]["over_floor"] > 0.5 for pair in pairs for who in pair)
         assert "path" in json.loads(file.read_text(encoding="utf-8"))
+        assert (folder / "tables" / file.name).exists() == ("tuning" in found)
+
+
+@EVERY_MODEL
+def test_its_tables_are_of_its_path_and_draw(folder):
+    pipe = zoo.load(folder.name)
+    for nfe, table in zoo.tables(folder.name).items():
+        file = folder / "tables" / f"{nfe}.json"
+        assert torch.equal(load_table(file, pipe.denoiser.path).weight, table.weight)
+        drawn = pipe(2, seed=0, schedule=zoo.table(folder.name, nfe))
+        assert table.nfe == drawn.nfe == nfe and bool(drawn.x.isfinite().all())
 
 
 def assert_told(card):
