@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3, help="searches with different seeds")
     parser.add_argument("--calls", type=int, nargs="+", help="numbers of calls")
     parser.add_argument("--budget", type=int, help="schedules scored in a search")
-    parser.add_argument("--steps", type=int, default=200, help="steps of the gradient")
+    parser.add_argument("--steps", type=int, help="steps of the gradient")
     parser.add_argument("--pipeline", help="a saved pipeline of the digits")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()

@@ -1,19 +1,35 @@
-"""The digits: Fréchet distance to the data at a few calls, searched against every preset."""
+"""The digits: Fréchet distance to the data at a few calls, searched against every preset.
 
-import math
+The search is that of ``genflow search --method evolve --score frechet --refine N --free weights``:
+a schedule, and then its table with weights that follow the distance downhill. The best preset is
+found by successive halving on the same distance. All are measured on samples that nothing was
+chosen by, also on a feature that has no part in the search. The floor, what two halves of the
+data are apart, is told at equal numbers of images: no search can go below it.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
 import time
 
 from measure import write_results
 
+from genflow.commands.search_methods import Run, outcome
 from genflow.commands.search_problem import Problem
 from genflow.data.named import named
+from genflow.metrics import compare
+from genflow.metrics.features import features
 from genflow.pipelines import Pipeline
-from genflow.search.recipes import plain
-from genflow.search.refine import descend
-from genflow.search.score import finalists, split
-from genflow.search.seeds import presets, seeds_for
-from genflow.search.usf import SolverSpace
-from genflow.solvers import SolverSchedule
+from genflow.search.score import ranked, split
+from genflow.search.seeds import presets
+
+FEATURES = ("random-conv", "genflow-small")
+"""The feature of the search, and one that it never sees."""
+
+SEARCH, FINAL, REPORT = 512, 1024, 1797
+"""The samples of the search, of its finalists, and of the numbers in the table."""
+
+BUDGET, STEPS = 24, 20
+"""The schedules that are scored, and the steps of the gradient."""
 
 
 def main(options):
@@ -23,54 +39,57 @@ def main(options):
     pipe = Pipeline.from_pretrained(options.pipeline, device=options.device)
     data, results = named("digits").reference(), {}
 
-    for calls in options.calls or (3, 5, 10):
-        ours, theirs, names, spent = [], [], [], []
+    for calls in options.calls or (3, 5, 8, 10):
+        cells = [_cell(pipe, data, calls, seed, options) for seed in range(options.seeds)]
+        results[calls] = {key: [cell[key] for cell in cells] for key in cells[0]}
 
-        for seed in range(options.seeds):
-            began = time.process_time()
-            seeds = split(512, 1797, 1797, groups=1, first=100_000 * seed)
-            problem = Problem(pipe, seeds, "frechet", data=data, batch_size=2048)
-            schedule, preset, name = _searched(problem, calls, seed, options)
-            spent.append(time.process_time() - began)
-            a, b = problem.scored(seeds.report[0])([schedule, preset])
-            ours.append(a)
-            theirs.append(b)
-            names.append(name)
-            print(calls, seed, f"{a:.5f} {b:.5f} {a / b:.3f} {name}", flush=True)
-
-        results[calls] = {"searched": ours, "preset": theirs, "names": names, "seconds": spent}
-
-    write_results("search-digits", {"cases": results}, options)
+    settings = {"samples": REPORT, "features": FEATURES}
+    write_results("search-digits", {**settings, "cases": results}, options)
 
 
-def _searched(problem, calls, seed, options):
-    """A schedule, and the best preset, both chosen on seeds other than those of the report."""
+def _cell(pipe, data, calls, seed, options):
+    """A search: the distances of what it found and of the best preset, over the floor."""
 
-    seeds, path = problem.seeds, problem.denoiser.path
-    population = problem.population(seeds.search)
-    score, more = problem.scored(seeds.search), problem.scored(seeds.final)
-    cond = {k: v[:64] for k, v in population.cond.items()}
-    known = list(seeds_for(problem.denoiser, calls, population.z[:64], cond))
-    count = len(list(presets(path, calls)))
-    values = score([s for _, s in known])
-    order = sorted(range(len(known)), key=lambda i: (math.isnan(values[i]), values[i]))
-    few = [i for i in order if i < count][:8]
-    preset = min(zip(more([known[i][1] for i in few]), few, strict=True))[1]
+    began = time.process_time()
+    seeds = split(SEARCH, FINAL, REPORT, groups=1, first=100_000 * seed)
+    problem = Problem(pipe, seeds, "frechet", data=data, feature=FEATURES[0], batch_size=2048)
 
-    space = SolverSpace(path, calls)
-    legal = [known[i] for i in order if isinstance(known[i][1], SolverSchedule)]
-    legal = [(n, s) for n, s in legal if space.legal(s)]
-    refined = descend(
-        [s for _, s in legal[:2]],
-        population,
-        problem.target(seeds.search),
-        starts=2,
-        iterations=options.steps // 4,
-        batch_size=128,
-        check=(population, problem.target(seeds.search)),
-    )
-    first = [("refined", r.solver) for r in refined] + legal[:30]
-    budget = options.budget or 150
-    archive = plain(space, score, budget=budget, seeds=first, seed=seed)
-    best = finalists(archive.top(8), [(8, more)])[0].schedule
-    return best, known[preset][1], known[preset][0]
+    with TemporaryDirectory() as folder:
+        run = Run(
+            problem,
+            calls,
+            "evolve",
+            options.budget or BUDGET,
+            refine=options.steps or STEPS,
+            free=("times", "relax", "weights"),
+            seed=seed,
+            ledger=str(Path(folder) / "ledger.journal"),
+        )
+        found = outcome(run, run.search())
+
+    spent = time.process_time() - began
+    name, preset = _preset(run)
+    solvers = {"preset": preset, "searched": found.schedule, "table": found.table}
+    solvers["table"] = solvers["table"] or found.schedule
+    drawn = dict(problem.population(seeds.report[0])(list(solvers.values())))
+    cell = {"names": name, "seconds": spent}
+
+    for feature in (features(f, tuple(data.shape[1:])) for f in FEATURES):
+        for i, who in enumerate(solvers):
+            report = compare(problem.decoded(drawn[i]), data, feature)
+            at_floor, floor = report["distance_at_floor_n"]["mean"], report["floor"]["mean"]
+            cell[f"{who}, {feature.prefix}"] = at_floor / floor
+
+    told = ", ".join(f"{k} {v:.2f}" for k, v in cell.items() if k != "names")
+    print(f"{calls} calls, seed {seed}: {told}; {name}", flush=True)
+    return cell
+
+
+def _preset(run):
+    """The best preset by seeds other than those of the report."""
+
+    problem, seeds = run.problem, run.problem.seeds
+    names = {name for name, _ in presets(problem.denoiser.path, run.nfe)}
+    known = [(name, solver) for name, solver in run.ranked if name in names]
+    rungs = [(24, problem.scored(seeds.search)), (8, problem.scored(seeds.final))]
+    return ranked(known, rungs)[0][:2]

@@ -92,7 +92,7 @@ def _found(denoiser, calls, seed, check, more, options):
         space, score, budget=budget, seeds=[known[i] for i in order[: budget // 4]], seed=seed
     )
     firsts = [e.schedule for e in archive.top(2)] + [known[order[0]][1]]
-    options = {"iterations": options.steps, "batch_size": 256, "check": check}
+    options = {"iterations": options.steps or 200, "batch_size": 256, "check": check}
     first = descend(list(dict.fromkeys(firsts)), *train, starts=2, rate=0.03, **options)
     schedule = first[0].solver
     free = ("times", "relax", "weights")

@@ -68,24 +68,26 @@ def search_guided(record: Record) -> str:
 
 @table("search-digits")
 def search_digits(record: Record) -> str:
-    """Searched schedules and the best presets on the digits."""
+    """The best presets on the digits, searched schedules, and their tables with tuned weights."""
 
     rows = []
 
     for calls, found in record["cases"].items():
-        ours, theirs, names = found["searched"], found["preset"], found["names"]
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        rows.append(
-            [
-                *(calls, max(sorted(set(names)), key=names.count)),
-                *(f"{mean(theirs):.4f}", f"{mean(ours):.4f}", spread(ratios, ".2f")),
-                f"{mean(found['seconds']):.0f}",
-            ]
-        )
+        names, cells = found["names"], []
 
-    header = ["calls", "best preset", "its distance", "searched", "searched ÷ preset", "CPU s"]
-    ratio = "The peer is the best of all presets on all grids, chosen on seeds of its own."
-    return markdown(header, rows, told(record, ratio=ratio))
+        for feature in (f"FD-{name}" for name in record["features"]):
+            preset, *ours = (found[f"{who}, {feature}"] for who in ("preset", "searched", "table"))
+            ratios = ([a / b for a, b in zip(x, preset, strict=True)] for x in ours)
+            cells += [spread(preset, ".2f"), *(spread(r, ".2f") for r in ratios)]
+
+        name = max(sorted(set(names)), key=names.count)
+        rows.append([calls, name, *cells, f"{mean(found['seconds']):.0f}"])
+
+    header = ["calls", "best preset"]
+    for feature in record["features"]:
+        header += [f"preset, `{feature}`", "searched ÷ preset", "tuned table ÷ preset"]
+    ratio = "The peer is the best of all presets on all grids, its distance over the floor."
+    return markdown([*header, "CPU s"], rows, told(record, ratio=ratio))
 
 
 @table("search-population")
