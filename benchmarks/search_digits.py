@@ -28,8 +28,8 @@ FEATURES = ("random-conv", "genflow-small")
 SEARCH, FINAL, REPORT = 512, 1024, 1797
 """The samples of the search, of its finalists, and of the numbers in the table."""
 
-BUDGET, STEPS = 24, 20
-"""The schedules that are scored, and the steps of the gradient."""
+BUDGET, STEPS = 24, 24
+"""The schedules that are scored, and the gradients of the refinement."""
 
 
 def main(options):

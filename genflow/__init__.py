@@ -43,6 +43,7 @@ _NAMES = {
     "VariancePreserving": "models",
     "build": "solvers",
     "grid": "models",
+    "read_solver": "solvers",
     "rollout": "solvers",
     "schedule_for": "solvers",
     "tabulate": "solvers",

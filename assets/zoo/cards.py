@@ -336,10 +336,9 @@ def _schedules(card: dict[str, Any]) -> str:
     )
     if tunings:
         told += (
-            " `tables/N.json` is the table of that schedule with its times and weights tuned in "
-            f"{tunings[0]['steps']} steps down the slope of the same distance, of "
-            f"{tunings[0]['cloud']} samples each; the last column is that of the table where "
-            "there is one."
+            " `tables/N.json` is the table of that schedule with its times and weights tuned by "
+            f"{tunings[0]['steps']} gradients of the same distance on {tunings[0]['cloud']} "
+            "samples; the last column is that of the table where there is one."
         )
     return "\n".join(["## Searched schedules", "", *_markdown(head, rows), "", told])
 

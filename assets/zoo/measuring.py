@@ -34,9 +34,6 @@ CHECK = 32
 
 TEACHER = ("heun", 24)
 
-RATE = 0.05
-"""The first learning rate of the gradient; weights take a tenth of it."""
-
 BRED, UNSEEN = "random-conv", "genflow-small"
 """The feature that searches minimise, and one that has no part in them: both are reported."""
 
@@ -190,7 +187,7 @@ def tuned(
     """
 
     began = time.process_time()
-    seeds = split(4 * budget.cloud, budget.final, data.samples, 1)
+    seeds = split(budget.cloud, budget.final, data.samples, 1)
     problem = _problem(pipe, seeds, "frechet", budget, rulers, cache)
     found = refine(
         schedule,
@@ -198,10 +195,10 @@ def tuned(
         problem.aim(seeds.search),
         free=("times", "relax", "weights"),
         iterations=budget.steps,
-        rate=RATE,
+        optimiser="lbfgs",
         batch_size=budget.cloud,
         check=(problem.population(seeds.final), problem.aim(seeds.final)),
-        every=5,
+        every=6,
         recompute=True,
     )
     return found.solver, {

@@ -99,7 +99,7 @@ class Budget:
         finalists: How many of ours, and of the presets, are compared in the end.
         final: The samples of that comparison.
         batch_size: The samples that the network is called with at a time.
-        steps: The steps of the gradient that tune the table of what was found.
+        steps: The gradients by which the table of what was found is tuned.
         cloud: The samples of each.
     """
 
@@ -111,7 +111,7 @@ class Budget:
     finalists: int = 3
     final: int = 768
     batch_size: int = 1024
-    steps: int = 20
+    steps: int = 24
     cloud: int = 512
 
 

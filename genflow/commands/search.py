@@ -126,7 +126,7 @@ def search(
 def _free(text: str) -> tuple[Any, ...]:
     """What gradient steps tune, as text."""
 
-    from genflow.search.refine import Free
+    from genflow.search.tuned import Free
 
     names = tuple(name.strip() for name in text.split(",") if name.strip())
     known = get_args(Free)

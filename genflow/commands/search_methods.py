@@ -37,7 +37,7 @@ class Run:
         budget: The number of schedules to score, or of gradient steps.
         share: The share of the full network's FLOPs that a sample may cost; for autodiffusion.
         refine: The number of gradient steps at the end.
-        free: What they tune: names in `genflow.search.refine.Free`.
+        free: What they tune: names in `genflow.search.tuned.Free`.
         seed: The seed.
         worker: A number that differs between workers.
         ledger: Where the ledger lies: a journal file or the address of a storage.
@@ -245,4 +245,5 @@ def _gradient(problem: Problem) -> dict[str, Any]:
     if problem.score == "error" or not problem.sloped:
         return shared
 
-    return {**shared, "batch_size": min(len(seeds.search), 1024), "recompute": True, "rate": 0.05}
+    cloud = {"batch_size": min(len(seeds.search), 1024), "every": 6, "recompute": True}
+    return {**shared, **cloud, "optimiser": "lbfgs"}

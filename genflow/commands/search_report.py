@@ -192,13 +192,13 @@ def _rows(run: Run, found: Outcome) -> list[tuple[str, str]]:
     return rows
 
 
-def _loading(schedule: SolverSchedule) -> str:
-    """Python that uses a schedule: in diffusers, or in genflow if it alters the network."""
+def _loading(schedule: SolverSchedule, file: str = "schedule.json") -> str:
+    """Python that uses a schedule, or its table: in diffusers, or in genflow if it must be."""
 
     saved = schedule.steps[0].source != "model"
     lines = [
         "import genflow",
-        'found = genflow.SolverSchedule.load("schedule.json")',
+        f'found = genflow.read_solver("{file}")',
         *["# Stock pipelines make the first call too, which this schedule does without:"] * saved,
         f"pipe.scheduler = genflow.SearchedScheduler.from_schedules({{{schedule.nfe + saved}: "
         "found}, like=pipe.scheduler)",
@@ -207,9 +207,15 @@ def _loading(schedule: SolverSchedule) -> str:
         lines = [
             "import genflow",
             'pipe = genflow.Pipeline.from_pretrained("PIPELINE")',
-            'pipe(16, schedule=genflow.SolverSchedule.load("schedule.json"))',
+            f'pipe(16, schedule=genflow.read_solver("{file}"))',
         ]
     return "\n".join(lines)
+
+
+def _best(found: Outcome) -> str:
+    """The file of what does best."""
+
+    return "schedule.json" if found.table is None else "table.json"
 
 
 def _title(run: Run, record: dict[str, Any]) -> str:
@@ -224,7 +230,7 @@ def _markdown(
     listed = table(found.schedule, run.problem.denoiser.path)
     return (
         f"# {_title(run, record)}\n\n| | |\n|---|---|\n{rows}\n\n```\n{listed}\n```\n\n"
-        f"In diffusers:\n\n```python\n{_loading(found.schedule)}\n```\n\n{images}\n"
+        f"In diffusers:\n\n```python\n{_loading(found.schedule, _best(found))}\n```\n\n{images}\n"
     )
 
 
@@ -251,7 +257,7 @@ def _page(
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         f"<style>{STYLE}</style></head><body>\n<h1>{title}</h1>\n<table>\n{rows}</table>\n"
         f"<h2>The schedule</h2>\n<pre>{cell(listed)}</pre>\n<h2>In diffusers</h2>\n"
-        f"<pre>{cell(_loading(found.schedule))}</pre>\n<h2>Pictures</h2>\n{figures}"
+        f"<pre>{cell(_loading(found.schedule, _best(found)))}</pre>\n<h2>Pictures</h2>\n{figures}"
         f"<p>genflow {record['genflow']}, {record['seconds']} s</p>\n</body></html>\n"
     )
 

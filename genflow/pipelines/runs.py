@@ -30,7 +30,7 @@ class Runs:
         config: The config of the scheduler: prediction_type, num_train_timesteps, fallback, shift
             and clip.
         path: The path of the network.
-        schedules: Schedules by the number of calls.
+        schedules: Schedules, or tables, by the number of calls.
 
     Raises:
         UserError: If a schedule cannot be carried out, or is held under another number, or the
@@ -38,7 +38,10 @@ class Runs:
     """
 
     def __init__(
-        self, config: Mapping[str, Any], path: Path, schedules: Mapping[str, SolverSchedule]
+        self,
+        config: Mapping[str, Any],
+        path: Path,
+        schedules: Mapping[str, SolverSchedule | Tableau],
     ) -> None:
         self.path = path
         self.levels = config["num_train_timesteps"]
@@ -64,7 +67,7 @@ class Runs:
         except UserError as error:
             raise UserError(f"{where} cannot be run by a diffusers pipeline: {error}") from None
 
-    def _compiled(self, n: str, schedule: SolverSchedule) -> Driven:
+    def _compiled(self, n: str, schedule: SolverSchedule | Tableau) -> Driven:
         run = self._driven(schedule, f"schedules['{n}']")
 
         if int(n) != len(run):
@@ -116,10 +119,19 @@ class Runs:
         return self._by_fallback((*self.time(given).tolist(), 0.0))
 
     def rest(self, run: Driven, begin: int) -> Driven | None:
-        """What is left of a run from a stage on, with no history; None if that is nothing."""
+        """What is left of a run from a stage on, with no history; None if that is nothing.
+
+        Raises:
+            UserError: If the run is of a table, which knows nothing of its rest.
+        """
 
         if run.times is not None:
             return self._by_fallback(run.times[begin:])
+        if run.sampler.schedule is None:
+            raise UserError(
+                f"the pipeline begins at stage {begin} of a table, whose weights are for a whole "
+                "run: hold a schedule for this number of steps to begin in the middle."
+            )
 
         left = remainder(run.sampler.schedule, begin)
         return None if left is None else self._driven(left, "the rest of the schedule")

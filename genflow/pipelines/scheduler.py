@@ -42,13 +42,15 @@ from genflow.pipelines.scheduler_config import (
     spelled_out,
 )
 from genflow.solvers.schedules import SolverSchedule
+from genflow.solvers.tableau import Tableau
 
 
 class SearchedScheduler(SchedulerMixin, ConfigMixin):
     r"""Any `SolverSchedule` as a scheduler of diffusers, looked up by the number of steps.
 
-    Schedules are compiled once, when the scheduler is made. A pipeline that begins in the middle
-    (image-to-image) runs the `remainder` of the schedule. The stock pipelines `DDPMPipeline` and
+    Schedules are compiled once, when the scheduler is made; tables, whose weights were tuned, are
+    taken as they are. A pipeline that begins in the middle (image-to-image) runs the `remainder`
+    of the schedule, which a table has not. The stock pipelines `DDPMPipeline` and
     `DiTPipeline` hand no list of times through, so the count of steps is what selects a schedule.
 
     Fresh noise (η above 0) is drawn from the ``generator`` that the pipeline passes; `DiTPipeline`
@@ -71,7 +73,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         prediction_type: ``"epsilon"``, ``"v_prediction"``, ``"sample"`` or ``"flow_prediction"``.
         rescale_betas_zero_snr: Whether the β are rescaled so that the last level has no signal.
         schedules: Schedules by the number of calls of the network, each a `SolverSchedule` or the
-            dict of its times and steps.
+            dict of its times and steps; or a `Tableau` or its dict.
         fallback: The name of the sampler for counts of steps without a schedule, and for given
             timesteps; None refuses them.
         clip: Whether the data estimate is clamped to [−1, 1].
@@ -140,7 +142,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
     @classmethod
     def from_schedules(
         cls,
-        schedules: Mapping[int, SolverSchedule],
+        schedules: Mapping[int, SolverSchedule | Tableau],
         like: Any = None,
         *,
         path: Path | None = None,
@@ -153,7 +155,7 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
             like: A scheduler of diffusers, or its config, whose β and prediction are taken over,
                 defaults included; None takes the defaults of diffusers.
             path: The path that the schedules were made on, if it is not the scheduler's: their
-                times are moved to those with the same λ.
+                times are moved to those with the same λ. Tables cannot be moved.
             options: Other arguments of the class, which win over ``like``.
 
         Returns:
@@ -177,6 +179,13 @@ class SearchedScheduler(SchedulerMixin, ConfigMixin):
         empty = cls(**options) if config is None else cls.from_config(config, **options)
 
         if path is not None and path != empty.path:
+            for n, found in schedules.items():
+                if isinstance(found, Tableau):
+                    raise UserError(
+                        f"schedules[{n}] is a table of {type(path).__name__}, and the network "
+                        f"lives on {type(empty.path).__name__}: a table cannot be moved, tune one "
+                        "on this path."
+                    )
             schedules = {n: s.on(empty.path, path) for n, s in schedules.items()}
 
         return cls.from_config(empty.config, schedules=schedules)

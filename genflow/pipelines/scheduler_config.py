@@ -23,7 +23,9 @@ from diffusers import DDPMScheduler
 from genflow.errors import UserError, nearest
 from genflow.models.paths import Discrete, Path, Rectified
 from genflow.models.records import path_from_dict
+from genflow.solvers.files import solver_record, table_of
 from genflow.solvers.schedules import SolverSchedule
+from genflow.solvers.tableau import Tableau
 
 PREDICTION_TYPES = {
     "epsilon": "noise",
@@ -129,33 +131,34 @@ def refuse_unwritable(config: Mapping[str, Any]) -> None:
             ) from None
 
 
-def record_of(count: Any, schedule: SolverSchedule) -> dict[str, Any]:
-    """A schedule as the dict of its times and its sparse steps.
+def record_of(count: Any, schedule: SolverSchedule | Tableau) -> dict[str, Any]:
+    """A schedule as the dict of its times and its sparse steps; a table as that of its numbers.
 
     Args:
         count: The number that it is held under.
-        schedule: The schedule.
+        schedule: The schedule, or the table.
 
     Raises:
-        UserError: If a number in it is not finite.
+        UserError: If a number in it is not finite, or the table is not a plain one.
     """
 
     try:
-        record = json.loads(schedule.to_json())
+        record = solver_record(schedule)
+        json.dumps(record, allow_nan=False)
     except ValueError as error:
         raise UserError(
             f"schedules['{count}'] cannot be written to JSON ({error}): give finite numbers."
         ) from None
 
-    return {k: record[k] for k in ("times", "steps")}
+    return {k: v for k, v in record.items() if k not in ("format", "version")}
 
 
-def schedule_of(count: Any, given: Any, version: int, path: Path) -> SolverSchedule:
-    """The schedule that is held under a number.
+def schedule_of(count: Any, given: Any, version: int, path: Path) -> SolverSchedule | Tableau:
+    """The schedule, or the table, that is held under a number.
 
     Args:
         count: The number.
-        given: A `SolverSchedule`, or the dict of its times and steps, as in its JSON file.
+        given: A `SolverSchedule` or a `Tableau`, or the dict of its numbers, as in its JSON file.
         version: The version of the format of such a dict.
         path: The path that the schedule is wanted for.
 
@@ -168,12 +171,12 @@ def schedule_of(count: Any, given: Any, version: int, path: Path) -> SolverSched
         raise UserError(
             f"schedules holds one under {count!r}: the keys are numbers of calls, 1 or more."
         )
-    if isinstance(given, SolverSchedule):
+    if isinstance(given, (SolverSchedule, Tableau)):
         return given
     if not isinstance(given, Mapping):
         raise UserError(
             f"schedules['{count}'] is a {type(given).__name__}: a SolverSchedule is needed, or "
-            "the dict of its times and steps."
+            "the dict of its times and steps; or a table."
         )
 
     noted = given.get("path")
@@ -184,6 +187,8 @@ def schedule_of(count: Any, given: Any, version: int, path: Path) -> SolverSched
             f"{type(path).__name__}, or on other levels of it: hand it to from_schedules with "
             "path, which moves it."
         )
+    if "weight" in given:
+        return table_of(given, f"schedules['{count}']")
 
     try:
         text = json.dumps({"format": "genflow-schedule", "version": version, **given})

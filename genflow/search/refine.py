@@ -33,32 +33,23 @@ References:
 
 __all__ = ["Refined", "descend", "refine"]
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 import math
 from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from genflow.errors import UserError, nearest
-from genflow.models.paths import Path, broadcast
 from genflow.search.population import Population
 from genflow.search.score import Judge, Simulated, error
-from genflow.solvers.rollout import Stage, rollout
-from genflow.solvers.samplers import Sampler
+from genflow.search.tuned import Free, Tuned, run
 from genflow.solvers.schedules import SolverSchedule, Step
-from genflow.solvers.tableau import Tableau, tabulate
-
-Free = Literal["times", "relax", "weights"]
-"""What can be tuned."""
+from genflow.solvers.tableau import Tableau
 
 Target = Tensor | Callable[[Tensor], Tensor]
 """What is followed: a teacher's solutions, or a differentiable function of samples."""
-
-LEAST = 1e-4
-"""The smallest gap between times, as a share of all."""
 
 
 @dataclass(frozen=True)
@@ -79,69 +70,6 @@ class Refined:
     losses: tuple[float, ...]
 
 
-class Tuned(nn.Module):
-    """A schedule whose numbers are parameters.
-
-    Args:
-        schedule: The schedule to begin with.
-        path: The path.
-        free: What is tuned.
-    """
-
-    def __init__(self, schedule: SolverSchedule, path: Path, free: Sequence[Free]) -> None:
-        super().__init__()
-        self.schedule, self.path = schedule, path
-        times = torch.tensor(schedule.times, dtype=torch.float64)
-        self.high, self.low = times[0], times[-1].clamp(min=path.t_min)
-        # A last time below t_min is clean data: it stays, and the one before it may move.
-        self.tail = times[-1:]
-        inner = times[1:-1]
-        ends = torch.stack([self.high, *inner, self.low]) if len(inner) else times
-        gaps = -ends.diff()
-        self.fixed = len(inner) == 0
-        share = (gaps / gaps.sum() - LEAST) / (1 - LEAST * len(gaps))
-        self.gaps = nn.Parameter(share.clamp(min=1e-6).log(), requires_grad="times" in free)
-        relax = [(s.relax, s.correct.relax if s.correct else 0.0) for s in schedule.steps]
-        self.relax = nn.Parameter(
-            torch.tensor(relax, dtype=torch.float64), requires_grad="relax" in free
-        )
-        self.weight: nn.Parameter | None = None
-
-        if "weights" in free:
-            with torch.no_grad():
-                self.weight = nn.Parameter(self.table().weight.clone())
-
-    def times(self) -> Tensor:
-        """The times, with shape (N + 1)."""
-
-        if self.fixed:
-            return torch.tensor(self.schedule.times, dtype=torch.float64)
-
-        share = LEAST + (1 - LEAST * len(self.gaps)) * self.gaps.softmax(0)
-        inner = self.high - (self.high - self.low) * share.cumsum(0)[:-1]
-        return torch.cat([self.high[None], inner, self.tail])
-
-    def table(self) -> Tableau:
-        """The table, which depends on the parameters."""
-
-        table = tabulate(self.schedule, self.path, times=self.times(), relax=self.relax)
-        return table if self.weight is None else replace(table, weight=self.weight)
-
-    def solver(self) -> SolverSchedule | Tableau:
-        """The schedule with the tuned numbers, or the table."""
-
-        with torch.no_grad():
-            if self.weight is not None:
-                table = self.table()
-                return replace(table, weight=self.weight.detach().clone())
-
-            steps = []
-            for step, (relax, mend) in zip(self.schedule.steps, self.relax.tolist(), strict=True):
-                correct = step.correct and replace(step.correct, relax=mend)
-                steps.append(replace(step, relax=relax, correct=correct))
-            return SolverSchedule(tuple(self.times().tolist()), tuple(steps))
-
-
 def refine(
     schedule: SolverSchedule,
     population: Population,
@@ -154,6 +82,7 @@ def refine(
     check: tuple[Population, Target] | None = None,
     every: int = 25,
     recompute: bool = False,
+    optimiser: Literal["adam", "lbfgs"] = "adam",
     report: Callable[[int, float], None] | None = None,
 ) -> Refined:
     r"""Tunes a schedule on the error to a teacher's solutions, or on a loss of its samples.
@@ -164,12 +93,15 @@ def refine(
         target: The teacher's solutions from it, with shape (n, \*); or a loss, a differentiable
             function of samples with shape (b, \*).
         free: What is tuned.
-        iterations: The number of Adam's steps, 1 or more.
-        rate: The first learning rate, above 0; it falls to zero along a cosine.
-        batch_size: How many samples a step sees, 1 or more.
+        iterations: The number of gradients, 1 or more; a line search of L-BFGS may take some more.
+        rate: Adam's first learning rate, above 0; it falls to zero along a cosine.
+        batch_size: How many samples a gradient sees, 1 or more.
         check: Noise and targets that are not trained on, by which the best state is chosen.
-        every: The number of steps between two looks at ``check``.
+        every: The number of gradients between two looks at ``check``.
         recompute: Whether activations are computed again in the backward pass instead of kept.
+        optimiser: ``"adam"``, on another random batch at each step; or ``"lbfgs"``, which follows
+            the curvature with a line search, needs no rate, and sees the same first samples
+            always: the choice for a distance between clouds, which is one function then.
         report: Called with the number of steps done and the best error so far.
 
     Returns:
@@ -183,14 +115,14 @@ def refine(
         >>> tuned.solver.save("schedule.json", denoiser.path)
     """
 
+    if optimiser not in DESCENTS:
+        raise UserError(f"optimiser is '{optimiser}'{nearest(optimiser, DESCENTS)}")
+
     _allow(schedule, free, iterations, rate, batch_size)
     tuned = Tuned(schedule, population.denoiser.path, free)
-    parameters = [p for p in tuned.parameters() if p.requires_grad]
-    # Weights are sums that nearly cancel; gaps and relaxations are of order one.
-    groups = [{"params": [p], "lr": rate / (10 if p is tuned.weight else 1)} for p in parameters]
-    optimiser = torch.optim.Adam(groups, rate, betas=(0.9, 0.99))
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
+    tuned.measure(population)
     watched = (population, target) if check is None else check
+    losses: list[float] = []
 
     frozen = [p for p in population.denoiser.parameters() if p.requires_grad]
     for p in frozen:
@@ -198,26 +130,27 @@ def refine(
 
     try:
         before = best = _error(tuned, *watched)
-        found, losses = tuned.solver() if "weights" in free else schedule, []
-        order = torch.Generator().manual_seed(0)
+        found = tuned.solver() if "weights" in free else schedule
 
-        for k in range(iterations):
-            rows = torch.randperm(len(population), generator=order)[:batch_size]
+        def slope(rows: Tensor) -> Tensor:
             loss = _loss(tuned, population, target, rows, recompute)
-            optimiser.zero_grad()
+            if not loss.requires_grad:
+                raise UserError(
+                    f"free is {tuple(free)}, and nothing that is free acts on the samples: a "
+                    "schedule of one step has weights only."
+                )
+            tuned.zero_grad()
             loss.backward()
-            if torch.isfinite(loss) and _finite(parameters):
-                nn.utils.clip_grad_norm_(parameters, 1.0)
-                optimiser.step()
-            falling.step()
             losses.append(float(loss.detach()))
+            return loss.detach()
 
-            if (k + 1) % every == 0 or k + 1 == iterations:
-                now = _error(tuned, *watched)
-                if now < best:
-                    best, found = now, tuned.solver()
-                if report is not None:
-                    report(k + 1, best)
+        settings = Settings(iterations, rate, min(batch_size, len(population)), every)
+        for done in DESCENTS[optimiser](tuned, slope, len(population), settings):
+            now = _error(tuned, *watched)
+            if now < best:
+                best, found = now, tuned.solver()
+            if report is not None:
+                report(done, best)
     finally:
         for p in frozen:
             p.requires_grad_(True)
@@ -308,6 +241,95 @@ def _allow(
             )
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How to descend.
+
+    Attributes:
+        iterations: The number of gradients.
+        rate: The first learning rate.
+        batch_size: How many samples a gradient sees.
+        every: The number of gradients between two looks.
+    """
+
+    iterations: int
+    rate: float
+    batch_size: int
+    every: int
+
+
+FAR = 1e6
+"""Counts as the loss, in units of the first, where it is not finite: a line search turns back."""
+
+TINY = 1e-12
+"""The smallest loss that others are measured in."""
+
+Slope = Callable[[Tensor], Tensor]
+"""Rows of the noise → the loss, with its gradients left on the parameters."""
+
+
+def _adam(tuned: Tuned, slope: Slope, n: int, settings: Settings) -> Iterator[int]:
+    """Adam's steps; says now and then how many there were."""
+
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    rate, iterations = settings.rate, settings.iterations
+    # Weights are sums that nearly cancel; gaps and relaxations are of order one.
+    groups = [{"params": [p], "lr": rate / (10 if p is tuned.moves else 1)} for p in parameters]
+    optimiser = torch.optim.Adam(groups, rate, betas=(0.9, 0.99))
+    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, iterations)
+    order = torch.Generator().manual_seed(0)
+
+    for k in range(iterations):
+        loss = slope(torch.randperm(n, generator=order)[: settings.batch_size])
+        if torch.isfinite(loss) and _finite(parameters):
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimiser.step()
+        falling.step()
+
+        if (k + 1) % settings.every == 0 or k + 1 == iterations:
+            yield k + 1
+
+
+def _lbfgs(tuned: Tuned, slope: Slope, n: int, settings: Settings) -> Iterator[int]:
+    """Steps of L-BFGS; says now and then how many gradients there were."""
+
+    parameters = [p for p in tuned.parameters() if p.requires_grad]
+    rows, done, unit = torch.arange(settings.batch_size), 0, math.nan
+    optimiser = torch.optim.LBFGS(
+        parameters,
+        max_iter=settings.every,
+        history_size=20,
+        line_search_fn="strong_wolfe",
+        tolerance_grad=1e-10,
+        tolerance_change=1e-12,
+    )
+
+    def closure() -> Tensor:
+        nonlocal done, unit
+        loss, done = slope(rows), done + 1
+        unit = max(float(loss.abs()), TINY) if math.isnan(unit) else unit
+        known = bool(torch.isfinite(loss)) and _finite(parameters)
+        for p in [p for p in parameters if p.grad is not None]:
+            p.grad = p.grad / unit if known else torch.zeros_like(p)
+        return loss / unit if known else loss.new_tensor(FAR)
+
+    while done < settings.iterations:
+        begun = done
+        optimiser.param_groups[0]["max_eval"] = min(settings.every, settings.iterations - done)
+        optimiser.step(closure)
+        yield min(done, settings.iterations)
+
+        if done == begun + 1:  # it has converged
+            return
+
+
+DESCENTS: dict[str, Callable[[Tuned, Slope, int, Settings], Iterator[int]]] = {
+    "adam": _adam,
+    "lbfgs": _lbfgs,
+}
+"""The optimisers by name."""
+
+
 def _finite(parameters: Sequence[Tensor]) -> bool:
     return all(math.isfinite(float(p.grad.abs().sum())) for p in parameters if p.grad is not None)
 
@@ -317,21 +339,8 @@ def _loss(
 ) -> Tensor:
     """The mean squared error, or the loss, of some samples."""
 
-    table = tuned.table()
-    z = population.z[rows]
-    cond = {
-        k: v[rows] if isinstance(v, Tensor) else [v[i] for i in rows]
-        for k, v in population.cond.items()
-    }
-    stages = Sampler(population.denoiser, table, "direct").stages(**cond)
-    stages = [_recomputed(s) for s in stages] if recompute else stages
-    x = broadcast(tuned.path(table.time[0])[1].to(z), z) * z
-    x = rollout(stages, x, table)
+    x = run(tuned, population, rows, recompute)
     return (x - target[rows]).square().mean() if isinstance(target, Tensor) else target(x)
-
-
-def _recomputed(stage: Stage) -> Stage:
-    return lambda x, t: checkpoint(stage, x, t, use_reentrant=False)
 
 
 def _error(tuned: Tuned, population: Population, target: Target) -> float:

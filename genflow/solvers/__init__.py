@@ -4,6 +4,7 @@ from genflow.solvers import adjoint
 from genflow.solvers.adaptive import Adaptive
 from genflow.solvers.adjoint import Continuous, Gradient, Truncated
 from genflow.solvers.empirical import Statistics
+from genflow.solvers.files import load_table, read_solver, save_table
 from genflow.solvers.registry import PRESETS, build, register, schedule_for
 from genflow.solvers.rollout import rollout
 from genflow.solvers.samplers import Sampler
@@ -28,8 +29,11 @@ __all__ = [
     "adjoint",
     "build",
     "estimate",
+    "load_table",
+    "read_solver",
     "register",
     "rollout",
+    "save_table",
     "schedule_for",
     "shaken",
     "shaken_table",

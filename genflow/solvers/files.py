@@ -5,8 +5,9 @@ were tuned one by one (`genflow.search.refine`) has no such words: it is saved a
 are JSON, and say which path they are for; `read_solver` reads either.
 """
 
-__all__ = ["load_table", "read_solver", "save_table", "solver_record"]
+__all__ = ["load_table", "read_solver", "save_table", "solver_record", "table_of"]
 
+from collections.abc import Mapping
 import json
 import math
 import os
@@ -15,7 +16,7 @@ from typing import Any
 
 import torch
 
-from genflow.errors import UserError
+from genflow.errors import UserError, nearest
 from genflow.files import write_text
 from genflow.models.paths import Path
 from genflow.models.records import path_from_dict, path_to_dict
@@ -24,6 +25,7 @@ from genflow.solvers.schedules import SolverSchedule
 from genflow.solvers.tableau import Tableau
 
 FORMAT, VERSION = "genflow-table", 1
+KINDS = {"reads": ("data", "velocity"), "source": ("model", "noise", "mean")}
 
 
 def save_table(table: Tableau, file: str | os.PathLike[str], path: Path) -> None:
@@ -98,6 +100,33 @@ def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tablea
             f"{record.get('version')!r}, and {FORMAT!r}, version {VERSION} is needed."
         )
 
+    table = table_of(record, f"'{file}'")
+
+    try:
+        known = path_from_dict(record["path"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
+
+    if path is not None and path != known:
+        raise UserError(
+            f"table '{file}' is for {type(known).__name__}, and wanted for {type(path).__name__} "
+            "or for other parameters: a table cannot be moved, search one for this path."
+        )
+
+    return table
+
+
+def table_of(record: Mapping[str, Any], name: str) -> Tableau:
+    """The table of a record that [`solver_record`][genflow.solvers.files.solver_record] made.
+
+    Args:
+        record: The record.
+        name: What error messages call it.
+
+    Raises:
+        UserError: If a field is missing, or has not the shape or the kind that it must have.
+    """
+
     try:
         weight, time, noise = (
             torch.tensor(record[k], dtype=torch.float64) for k in ("weight", "time", "noise")
@@ -111,22 +140,20 @@ def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tablea
             source=record["source"],
             start=None if start is None else torch.tensor(start, dtype=torch.float64),
         )
-        known = path_from_dict(record["path"])
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
+        raise UserError(f"table {name} lacks a field or has a wrong one: {error}.") from None
+
+    for field, value in (("reads", table.reads), ("source", table.source)):
+        if value not in KINDS[field]:
+            raise UserError(f"table {name}: {field} is '{value}'{nearest(value, KINDS[field])}")
 
     N = len(time)
     sized = weight.ndim == 2 and weight.shape[0] == N and weight.shape[1] % 2 == 1
 
     if not sized or noise.shape != (N + 1,) or not all(map(_finite, (weight, time, noise))):
         raise UserError(
-            f"table '{file}' has {N} times, weights of shape {tuple(weight.shape)} and "
+            f"table {name} has {N} times, weights of shape {tuple(weight.shape)} and "
             f"{len(noise)} noises: N, (N, 2K + 1) and N + 1 finite numbers are needed."
-        )
-    if path is not None and path != known:
-        raise UserError(
-            f"table '{file}' is for {type(known).__name__}, and wanted for {type(path).__name__} "
-            "or for other parameters: a table cannot be moved, search one for this path."
         )
 
     return table

@@ -1,6 +1,7 @@
 """Searched schedules in stock pipelines give what our own sampler gives on the same network."""
 
 import copy
+from dataclasses import replace
 import pickle
 
 from diffusers import (
@@ -26,9 +27,10 @@ from strategies import schedules as any_schedule
 import torch
 
 from genflow import SearchedScheduler
+from genflow.errors import UserError
 from genflow.models import Clipped, Discrete, Preconditioned, Rectified
 from genflow.pipelines.remainders import remainder
-from genflow.solvers import Sampler, tabulate
+from genflow.solvers import Sampler, Tableau, tabulate
 
 FLOW = {"prediction_type": "flow_prediction"}
 
@@ -41,11 +43,20 @@ SCHEDULES = {
     "from noise": lambda path: FROM_NOISE,
     "ddpm": lambda path: named("ddpm", 6, path),
     "half eta": lambda path: named("ddim", 5, path, eta=0.5),
+    "a preset's table": lambda path: named("ipndm", 6, path),
+    "a tuned table": lambda path: tuned(named("unipc", 6, path)),
 }
 
 
+def tuned(schedule, path=PATH):
+    """The table of a schedule with other weights, as gradients leave it."""
+
+    table = tabulate(schedule, path)
+    return replace(table, weight=1.03 * table.weight)
+
+
 def calls(schedule, path=PATH):
-    return len(tabulate(schedule, path).time)
+    return len((schedule if isinstance(schedule, Tableau) else tabulate(schedule, path)).time)
 
 
 def run(pipe, schedule, path=PATH, seed=1, **options):
@@ -240,6 +251,15 @@ def test_a_run_from_the_middle_is_our_sampler_on_the_rest(begin):
     for step in made.timesteps[begin:]:  # without a begin index: the timestep tells
         state = made.step(call(state, step), step, state).prev_sample
     close(state, expected)
+
+
+def test_a_table_has_no_rest():
+    scheduler = SearchedScheduler.from_schedules({6: tuned(named("unipc", 6))})
+    scheduler.set_timesteps(6)
+    scheduler.set_begin_index(2)
+    x = torch.zeros(1, 1, 8, 8)
+    with pytest.raises(UserError, match="begins at stage 2 of a table"):
+        scheduler.step(x, scheduler.timesteps[2], x)
 
 
 def test_nothing_is_left_at_the_extra_stage_of_a_corrected_end():

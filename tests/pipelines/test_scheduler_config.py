@@ -20,7 +20,7 @@ import torch
 from genflow import SearchedScheduler
 from genflow.errors import UserError
 from genflow.models import Rectified
-from genflow.solvers import Corrector, SolverSchedule, Step
+from genflow.solvers import Corrector, SolverSchedule, Step, tabulate
 
 ROOT = Path(__file__).parents[2]
 FLOW = {"prediction_type": "flow_prediction"}
@@ -29,9 +29,12 @@ FLOW = {"prediction_type": "flow_prediction"}
 # --------------------------------------------------------------------- files, and configs
 
 
-def test_saved_and_loaded_again_bit_by_bit(tmp_path):
+@pytest.mark.parametrize(
+    "held", [MIXED, tabulate(named("unipc", 6), PATH)], ids=["words", "table"]
+)
+def test_saved_and_loaded_again_bit_by_bit(held, tmp_path):
     pipe = ddpm()
-    pipe.scheduler = SearchedScheduler.from_schedules({6: MIXED}, like=pipe.scheduler)
+    pipe.scheduler = SearchedScheduler.from_schedules({6: held}, like=pipe.scheduler)
     pipe.save_pretrained(tmp_path / "p")
     again = DDPMPipeline.from_pretrained(tmp_path / "p")
 
@@ -139,6 +142,12 @@ def test_schedules_of_another_path_are_moved():
     torch.testing.assert_close(PATH.lam(t), lam, atol=1e-4, rtol=1e-4)
 
 
+def test_tables_of_another_path_are_refused():
+    table = tabulate(named("unipc", 5, Rectified(), start=0.99), Rectified())
+    with pytest.raises(UserError, match="is a table of Rectified, and the network lives on Disc"):
+        SearchedScheduler.from_schedules({5: table}, path=Rectified())
+
+
 # --------------------------------------------------------------------------- bad input
 
 
@@ -162,6 +171,7 @@ ONE = {"times": [1, 0], "steps": [{}]}
         ({"schedules": {3: CORRECTED_END}}, "under 3 a schedule with 4 calls"),
         ({"schedules": {"six": MIXED}}, "holds one under 'six'"),
         ({"schedules": {6: [1, 2]}}, r"schedules\['6'\] is a list"),
+        ({"schedules": {1: {"time": [1], "weight": [[1]]}}}, r"table schedules\['1'\] lacks"),
         ({"schedules": {1: {"times": [1, 0], "steps": [{"ordr": 1}]}}}, "did you mean 'order'"),
         ({"schedules": {1: {"times": [float("nan"), 0], "steps": [{}]}}}, "finite"),
         ({"schedules": {1: {"times": [1, 0.1], "steps": [{}]}}, "format_version": 9}, "version 9"),

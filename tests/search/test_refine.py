@@ -1,6 +1,7 @@
 """Refinement by gradients: what it gains, and that its gradients are right."""
 
 import dataclasses
+import math
 
 from oracles import mixture
 import pytest
@@ -11,10 +12,20 @@ from genflow.errors import UserError
 from genflow.metrics import MomentSum, frechet_loss
 from genflow.models import Exact, Karras, Preconditioned, Rectified, VariancePreserving
 from genflow.search.population import Population
-from genflow.search.refine import Tuned, _loss, descend, refine
+from genflow.search.refine import _loss, descend, refine
 from genflow.search.score import Simulated, error
 from genflow.search.teachers import Teacher
-from genflow.solvers import Corrector, SolverSchedule, Step, Tableau, schedule_for, tabulate
+from genflow.search.tuned import Tuned
+from genflow.solvers import (
+    Corrector,
+    Sampler,
+    SolverSchedule,
+    Step,
+    Tableau,
+    schedule_for,
+    tabulate,
+)
+from genflow.solvers.rollout import rollout
 
 KARRAS = Karras()
 
@@ -64,17 +75,19 @@ def test_refinement_halves_the_error(train, check):
     assert [s.order for s in found.solver.steps] == [s.order for s in schedule.steps]
 
 
-@pytest.mark.parametrize("name", ["gaps", "relax", "weight"])
+@pytest.mark.parametrize("name", ["gaps", "relax", "moves"])
 def test_gradients_equal_finite_differences(train, name):
     population, target = train
-    free = ("weights",) if name == "weight" else ("times", "relax")
+    free = ("weights",) if name == "moves" else ("times", "relax")
     tuned = Tuned(MENDED, KARRAS, free)
+    tuned.measure(population)
     rows = torch.arange(20)
     parameter = getattr(tuned, name)
     (gradient,) = torch.autograd.grad(_loss(tuned, population, target, rows, False), parameter)
     assert gradient.abs().max() > 1e-4
 
-    used = [k for k, v in enumerate(parameter.detach().flatten()) if name != "weight" or v != 0]
+    fixed = tuned.weight.flatten() == 0 if name == "moves" else torch.zeros(parameter.numel())
+    used = [k for k, still in enumerate(fixed.tolist()) if not still]
 
     for k in used[:: max(1, len(used) // 8)]:
         moved = []
@@ -163,6 +176,35 @@ def test_a_network_is_left_as_it_was():
     assert [k for k, _ in told] == [2, 4, 6] and found.after <= found.before
 
 
+def test_a_unit_of_weight_moves_every_state_by_the_same_share(train):
+    """By the states and answers of the plain loop; the noise at first is 80 times the data."""
+
+    population, _ = train
+    schedule = schedule_for("dpmpp-2m", KARRAS, 4, grid="karras", final="min")
+    tuned = Tuned(schedule, KARRAS, ("weights",))
+    tuned.measure(population)
+    table, states, answers = tuned.solver(), [], []
+    z = population.z[:64]
+
+    def look(i, x, answer):
+        states.append(x)
+        answers.append(answer)
+
+    denoiser = population.denoiser
+    stages = Sampler(denoiser, table).stages()
+    end = rollout(stages, denoiser.path(table.time[0])[1] * z, table, observe=look)
+    states.append(end)
+    assert float(states[0].std()) > 20 * float(end.std())
+
+    for i, row in enumerate(tuned.weight):
+        for slot in row.nonzero().flatten().tolist():
+            read = (states, answers)[slot % 2][i - slot // 2]
+            moved = tuned.unit[i, slot] * read
+            share = moved.norm() / states[i + 1].norm()
+            assert float(share) == pytest.approx(1.0, rel=1e-9)
+        assert not bool(tuned.unit[i][row == 0].any())
+
+
 def test_a_distance_between_clouds_can_be_followed(train):
     """Free weights bring the moments of three calls to those of the teacher, on fresh noise."""
 
@@ -179,6 +221,54 @@ def test_a_distance_between_clouds_can_be_followed(train):
 
     again = refine(schedule, population, loss, every=10, recompute=True, **options)
     assert again.after == pytest.approx(found.after, rel=1e-6)
+
+
+def test_curvature_needs_fewer_gradients(train):
+    """On the noise that begins 80 times as large as the data, without a rate to choose."""
+
+    population, solutions = train
+    loss = frechet_loss(moments(solutions))
+    schedule = schedule_for("dpmpp-2m", KARRAS, 3, grid="karras", final="min")
+    options = {"free": ("times", "relax", "weights"), "iterations": 24, "batch_size": 128}
+    fast = refine(schedule, population, loss, optimiser="lbfgs", every=6, **options)
+    slow = refine(schedule, population, loss, every=6, rate=0.05, **options)
+    assert fast.before == slow.before and fast.after < 0.5 * slow.after
+    assert fast.after < 0.02 * fast.before and 24 <= len(fast.losses) < 24 + 25
+    assert fast.after == pytest.approx(min(fast.losses), rel=0.5)
+    again = refine(schedule, population, loss, optimiser="lbfgs", every=6, **options)
+    assert again.losses == fast.losses
+
+
+def test_a_line_search_turns_back_where_the_loss_is_not_finite(train):
+    population, solutions = train
+    aim, seen = frechet_loss(moments(solutions)), []
+
+    def loss(x):
+        seen.append(float(x.detach().std()))
+        return aim(x) + (math.nan if seen[-1] > 1.02 * seen[0] else 0.0)
+
+    schedule = schedule_for("ddim", KARRAS, 3, grid="karras", final="min")
+    options = {"free": ("weights",), "iterations": 12, "batch_size": 128}
+    found = refine(schedule, population, loss, optimiser="lbfgs", every=4, **options)
+    assert any(math.isnan(v) for v in found.losses) and found.after < found.before
+    table = tabulate(schedule, KARRAS)
+    assert bool(found.solver.weight.isfinite().all()) and len(found.solver.time) == len(table.time)
+
+
+def test_a_descent_that_has_converged_ends(train):
+    """A loss that is flat has no slope to follow."""
+
+    schedule = schedule_for("dpmpp-2m", KARRAS, 3)
+    options = {"optimiser": "lbfgs", "iterations": 50, "every": 5}
+    found = refine(schedule, train[0], lambda x: 1 + 0 * x.sum(), **options)
+    assert len(found.losses) == 1 and found.solver == schedule
+
+
+def test_nothing_to_tune_is_told(train):
+    one = SolverSchedule((1.0, KARRAS.t_min), (Step(),))
+    with pytest.raises(UserError, match="nothing that is free acts on the samples"):
+        refine(one, *train)
+    assert refine(one, *train, free=("weights",), iterations=3).solver.nfe == 1
 
 
 def test_descend_takes_a_loss(train):
@@ -210,6 +300,7 @@ def test_descend_refines_the_best(train, check):
         ({"free": ()}, "something must be free"),
         ({"iterations": 0}, "iterations 0"),
         ({"rate": 0.0}, "rate 0.0"),
+        ({"optimiser": "bfgs"}, "optimiser is 'bfgs'"),
     ],
 )
 def test_bad_settings(train, options, words):

@@ -79,6 +79,8 @@ def test_a_table_of_another_path_is_refused(saved):
         ({"weight": [[1.0, 2.0]]}, "3 times, weights of shape"),
         ({"noise": [0.0]}, "1 noises"),
         ({"time": None}, "lacks a field or has a wrong one"),
+        ({"reads": "date"}, "reads is 'date': did you mean 'data'"),
+        ({"source": "modle"}, "source is 'modle': did you mean 'model'"),
         ({"path": {"class": "Karra"}}, "did you mean 'Karras'"),
     ],
 )

@@ -101,7 +101,7 @@ def test_a_search_leaves_a_schedule_and_its_report(flow, tmp_path, monkeypatch):
     assert found["tuning"]["steps"] == 1 and found["tuning"]["after"] <= found["tuning"]["before"]
     page = cards.page(card)
     assert "## Searched schedules" in page and 'zoo.table("digits-1rf", 3)' in page
-    assert "| tuned | ratio |" in page and "1 steps down the slope" in page
+    assert "| tuned | ratio |" in page and "by 1 gradients of the same" in page
 
     for folder in ("tunings", "tables"):
         shutil.rmtree(work / name / folder)
