@@ -1,5 +1,7 @@
 """The command, as ``python -m genflow``."""
 
+__all__ = []
+
 import sys
 
 from genflow.cli import main

@@ -9,37 +9,42 @@ A path is named as in ``Karras``, ``"Karras(sigma_max=40)"``, or by a saved pipe
 that notes its path, or a JSON file that holds a path's record.
 """
 
-__all__ = ["VERBS", "compare", "convert", "make", "samplers", "show", "table"]
+__all__ = ["VERBS", "compare", "convert", "make", "samplers", "show"]
 
 from collections.abc import Callable
-import math
 import os
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from genflow.commands.choices import Value
+from genflow.commands.listings import aligned, table, weights
 from genflow.errors import UserError
 from genflow.files import writing
 from genflow.shelves import resolved
 
 if TYPE_CHECKING:
     from genflow.models import Path
-    from genflow.solvers import SolverSchedule, Step
-
-NONE = "–"
+    from genflow.solvers import SolverSchedule
 
 
 # ----------------------------------------------------------------------------------- the verbs
 
 
 def show(file: str, path: str | None = None, plot: str | None = None) -> None:
-    """Print a schedule as a table, and draw it.
+    """Print a schedule as a table, and draw it; or the weights of a table.json.
 
     Args:
-        file: A schedule, or a saved pipeline that has one.
+        file: A schedule or a table, or a saved pipeline that has a schedule.
         path: The path that it is for, if the file does not say: Karras, Rectified, a pipeline, ...
         plot: A PNG to draw it into, like a musical score.
     """
+
+    numbers = _numbers(file, path)
+
+    if numbers is not None:
+        if plot is not None:
+            raise UserError(f"'{file}' is a table of weights, without steps to draw: drop plot.")
+        return print(numbers)
 
     schedule, known = _read(file, path)
     print(table(schedule, known))
@@ -170,137 +175,12 @@ def samplers() -> None:
         rows.append((entry.name, entry.order, entry.nfe, first, source))
         rows += [("", "", "", line, "") for line in more]
 
-    print(_aligned(rows))
+    print(aligned(rows))
     print("\nN is --steps. Options are given as --options.order 3. Every sampler but dopri5 and")
     print("those that run a file also takes the grid's: grid, start, stop, final, rho, shift.")
 
 
 # -------------------------------------------------------------------------------------- tables
-
-
-def table(schedule: "SolverSchedule", path: "Path | None" = None) -> str:
-    """A schedule as an aligned table, a row a step, with its number of calls below.
-
-    Args:
-        schedule: The schedule.
-        path: Its path, for a column of λ.
-    """
-
-    import torch
-
-    times = schedule.times
-    lam = [None] * len(times)
-
-    if path is not None:
-        lam = path.lam(torch.tensor(times, dtype=torch.float64)).tolist()
-
-    header = ["step", "time", "λ", "order", "predict", "points", "relax", "corrector", "start"]
-    header += ["eta", "source"]
-    altered = any(step.change for step in schedule.steps)
-    rows = [[*header, "change"] if altered else header]
-
-    for i, step in enumerate(schedule.steps):
-        row = [str(i), _number(times[i]), _lam(lam[i]), *_cells(i, step)]
-        rows.append([*row, _change(step)] if altered else row)
-
-    rows.append(["end", _number(times[-1]), _lam(lam[-1])])
-    on = "" if path is None else f", on {_short(path)}"
-    lines = [_aligned(rows), f"{len(schedule.steps)} steps, NFE {schedule.nfe}{on}"]
-
-    if any(step.order > 1 or step.correct is not None for step in schedule.steps):
-        lines.append(
-            "Points are calls of the network behind the slopes, counted back: 0 is the newest"
-        )
-        lines.append("when the step is made; for a corrector, the call that follows the step.")
-    if path is None:
-        lines.append("The file does not say its path: name it with --path for λ.")
-
-    return "\n".join(lines)
-
-
-def _cells(i: int, step: "Step") -> list[str]:
-    """What a step decides, in words."""
-
-    from genflow.solvers.schedules import correction, resolve
-
-    mend = NONE
-
-    if step.correct is not None:
-        order, sets = correction(step, i + 1)
-        mend = f"order {order}" + (f" on {_points(sets)}" if sets else "")
-        mend += f" relax {step.correct.relax:+.3f}" if step.correct.relax else ""
-
-    return [
-        str(step.order),
-        step.predict,
-        _points(resolve(step.points, step.order, step.start, i + 1)),
-        f"{step.relax:+.3f}" if step.relax else NONE,
-        mend,
-        f"{step.start} back" if step.start else NONE,
-        f"{step.eta:g}" if step.eta else NONE,
-        step.source,
-    ]
-
-
-def _points(sets: tuple[tuple[int, ...], ...]) -> str:
-    """The history behind each derivative, in stages back: one set if all have the same."""
-
-    if not sets:
-        return NONE
-
-    kinds = sets[:1] if len(set(sets)) == 1 else sets
-    return " | ".join(",".join(map(str, used)) for used in kinds)
-
-
-def _change(step: "Step") -> str:
-    """How a step alters the network: factors of skip connections, blocks, guidance."""
-
-    change = step.change
-    parts = [
-        ",".join(f"{c:g}" for c in change.skips) if change.fades else "",
-        f"drops {len(change.drop)}" if change.drop else "",
-        f"reuses {len(change.reuse)}" if change.reuse else "",
-        "" if change.guidance else "unguided",
-    ]
-    return "; ".join(filter(None, parts)) or NONE
-
-
-def _number(t: float) -> str:
-    return f"{t:.6f}"
-
-
-def _lam(lam: float | None) -> str:
-    if lam is None:
-        return NONE
-    return f"{lam:+.3f}" if abs(lam) < float("inf") else "+∞" if lam > 0 else "-∞"
-
-
-def _short(path: "Path") -> str:
-    """A path as its name and the numbers that are not the usual ones."""
-
-    from genflow.models import path_to_dict
-
-    record = path_to_dict(path)
-    name = record.pop("class")
-    D = float(record.pop("D", "inf"))
-
-    if any(isinstance(v, list) for v in record.values()):
-        return f"{name}({len(path.alphas_cumprod)} levels)"
-
-    usual = path_to_dict(type(path)())
-    record |= {} if math.isinf(D) else {"D": D}
-    fields = ", ".join(f"{k}={v:g}" for k, v in record.items() if usual.get(k) != v)
-    return f"{name}({fields})" if fields else name
-
-
-def _aligned(rows: list[Any]) -> str:
-    """Columns side by side."""
-
-    count = len(rows[0])
-    full = [[*row, *[""] * (count - len(row))] for row in rows]
-    widths = [max(len(row[k]) for row in full) for k in range(count)]
-    cells = [[c.ljust(w) for c, w in zip(row, widths, strict=True)] for row in full]
-    return "\n".join("  ".join(row).rstrip() for row in cells)
 
 
 def _folded(text: str, width: int) -> list[str]:
@@ -347,6 +227,21 @@ def _list(where: list[int]) -> str:
 
 
 # ---------------------------------------------------------------------------- files and paths
+
+
+def _numbers(file: str, path: str | None) -> str | None:
+    """The weights of the table in a file, printed; None if the file holds no table."""
+
+    from genflow.models import path_named
+    from genflow.solvers.files import is_table, load_table, noted_path
+
+    place = FilePath(resolved(file))
+
+    if not place.is_file() or not is_table(place):
+        return None
+
+    known = noted_path(place) if path is None else path_named(path)
+    return weights(load_table(place, known), known)
 
 
 def _read(file: str, path: str | None) -> "tuple[SolverSchedule, Path | None]":

@@ -180,7 +180,7 @@ class Outcome:
         baselines: The best presets, by the same seeds as the finalists, with their names.
         held_out: The score of the schedule on each group of the report's seeds.
         held_out_baseline: The score of the best preset, likewise.
-        table: The schedule's table with tuned weights, if those were free and it became better.
+        table: The schedule's table with tuned weights, if those were free.
         held_out_table: The score of the table, likewise.
     """
 
@@ -222,12 +222,12 @@ def outcome(run: Run, archive: Archive) -> Outcome:
             **_gradient(problem),
         )
         refined = (tuned.before, tuned.after)
-        # The score has the last word: it may not be what the gradient followed.
-        old, new = more([schedule, tuned.solver])
-        if new < old and isinstance(tuned.solver, SolverSchedule):
-            schedule = tuned.solver
-        elif new < old:
+        if isinstance(tuned.solver, Tableau):
             table = tuned.solver
+        else:
+            # The score has the last word: it may not be what the gradient followed.
+            old, new = more([schedule, tuned.solver])
+            schedule = tuned.solver if new < old else schedule
 
     baselines = ranked(run.ranked, [(24, problem.scored(seeds.search)), (8, more)])
     solvers = [schedule, baselines[0][1], *([] if table is None else [table])]

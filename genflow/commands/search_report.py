@@ -12,7 +12,7 @@ from statistics import mean, stdev
 from typing import TYPE_CHECKING, Any
 
 from genflow import viz
-from genflow.commands.schedule import table
+from genflow.commands.listings import table
 from genflow.commands.search_methods import Outcome, Run
 from genflow.commands.search_problem import SCORES
 from genflow.files import write_text, writing

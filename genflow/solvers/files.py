@@ -5,7 +5,15 @@ were tuned one by one (`genflow.search.refine`) has no such words: it is saved a
 are JSON, and say which path they are for; `read_solver` reads either.
 """
 
-__all__ = ["load_table", "read_solver", "save_table", "solver_record", "table_of"]
+__all__ = [
+    "is_table",
+    "load_table",
+    "noted_path",
+    "read_solver",
+    "save_table",
+    "solver_record",
+    "table_of",
+]
 
 from collections.abc import Mapping
 import json
@@ -100,12 +108,7 @@ def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tablea
             f"{record.get('version')!r}, and {FORMAT!r}, version {VERSION} is needed."
         )
 
-    table = table_of(record, f"'{file}'")
-
-    try:
-        known = path_from_dict(record["path"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
+    table, known = table_of(record, f"'{file}'"), noted_path(file)
 
     if path is not None and path != known:
         raise UserError(
@@ -114,6 +117,29 @@ def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tablea
         )
 
     return table
+
+
+def is_table(file: str | os.PathLike[str]) -> bool:
+    """Whether a file holds a table.
+
+    Raises:
+        UserError: If the file cannot be read, or is no JSON.
+    """
+
+    return _record(file).get("format") == FORMAT
+
+
+def noted_path(file: str | os.PathLike[str]) -> Path:
+    """The path that the file of a table notes.
+
+    Raises:
+        UserError: If it notes none, or no path.
+    """
+
+    try:
+        return path_from_dict(_record(file)["path"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
 
 
 def table_of(record: Mapping[str, Any], name: str) -> Tableau:
@@ -172,7 +198,7 @@ def read_solver(
         UserError: If there is no such file, it holds neither, or is for another path.
     """
 
-    if _record(file).get("format") == FORMAT:
+    if is_table(file):
         return load_table(file, path)
     return SolverSchedule.load(file, path)
 
@@ -180,8 +206,10 @@ def read_solver(
 def _record(file: str | os.PathLike[str]) -> dict[str, Any]:
     try:
         record = json.loads(FilePath(resolved(file)).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UserError(f"schedule '{file}' cannot be read ({error}).") from None
+    except ValueError as error:
+        raise UserError(f"schedule '{file}': the schedule is not JSON ({error}).") from None
 
     return record if isinstance(record, dict) else {}
 

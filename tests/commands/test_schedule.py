@@ -1,15 +1,25 @@
 """``genflow schedule``: tables that say what a schedule does, pictures, and paths kept."""
 
 import json
+import re
 
 from PIL import Image
 import pytest
 
 from genflow.cli import main
 from genflow.commands import schedule as verbs
+from genflow.commands.listings import table
 from genflow.errors import UserError
 from genflow.models import Karras, Rectified, VariancePreserving, path_named, path_to_dict
-from genflow.solvers import Alteration, Corrector, SolverSchedule, Step, schedule_for
+from genflow.solvers import (
+    Alteration,
+    Corrector,
+    SolverSchedule,
+    Step,
+    save_table,
+    schedule_for,
+    tabulate,
+)
 
 EVERYTHING = SolverSchedule(
     (1.0, 0.8, 0.6, 0.4, 0.2, 0.05),
@@ -50,7 +60,7 @@ def cells(text):
 
 
 def test_the_table_says_every_decision():
-    rows = cells(verbs.table(EVERYTHING, VariancePreserving()))
+    rows = cells(table(EVERYTHING, VariancePreserving()))
     assert list(rows) == ["0", "1", "2", "3", "4", "end"]
     assert rows["0"]["source"] == "noise" and rows["1"]["source"] == "model"
     assert rows["0"]["corrector"] == "order 2 on 0 relax +0.250"
@@ -61,24 +71,24 @@ def test_the_table_says_every_decision():
     assert rows["3"] | {"start": "1 back", "points": "0"} == rows["3"]
     assert rows["4"] | {"eta": "0.5", "change": "0.5,1"} == rows["4"]
     assert rows["0"]["λ"] == "-5.025" and rows["0"]["time"] == "1.000000"
-    assert "5 steps, NFE 4, on VariancePreserving" in verbs.table(EVERYTHING, VariancePreserving())
+    assert "5 steps, NFE 4, on VariancePreserving" in table(EVERYTHING, VariancePreserving())
 
 
 def test_the_table_says_what_is_left_out():
     left_out = Alteration(drop=("a", "b"), reuse=("c",), guidance=False)
     changes = (Alteration(), left_out, Alteration((0.5, 1), reuse=("c", "d")))
     made = SolverSchedule((1.0, 0.5, 0.2, 0.0), tuple(Step(change=c) for c in changes))
-    rows = cells(verbs.table(made))
+    rows = cells(table(made))
     told = [rows[i]["change"] for i in "012"]
     assert told == ["–", "drops 2; reuses 1; unguided", "0.5,1; reuses 2"]
 
 
 def test_infinite_and_unknown_lambda():
     made = schedule_for("ddim", Rectified(), 2)
-    rows = cells(verbs.table(made, Rectified()))
+    rows = cells(table(made, Rectified()))
     assert [rows[k]["λ"] for k in rows] == ["-∞", "+0.000", "+∞"]
-    assert {row["λ"] for row in cells(verbs.table(made)).values()} == {"–"}
-    assert "name it with --path" in verbs.table(made)
+    assert {row["λ"] for row in cells(table(made)).values()} == {"–"}
+    assert "name it with --path" in table(made)
 
 
 def test_make_show_compare_convert(capsys, tmp_path):
@@ -228,3 +238,23 @@ def test_a_score_has_a_note_a_step():
     assert timed.get_xlim()[0] > timed.get_xlim()[1] and "time" in timed.get_xlabel()
     many = score(schedule_for("ddim", VariancePreserving(), 50), VariancePreserving())
     assert not marks(many)
+
+
+def test_a_table_of_weights_is_listed(tmp_path, capsys):
+    """Every number of the file, in the column of what it multiplies."""
+
+    path, file = Karras(), tmp_path / "table.json"
+    found = tabulate(schedule_for("dpmpp-2m", path, 3), path)
+    save_table(found, file, path)
+    assert main(["schedule", "show", str(file)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert re.split(r"\s{2,}", head) == ["call", "time", "λ", "x", "D", "D 1 back", "fresh noise"]
+    for i, row in enumerate(found.weight.tolist()):
+        told = [float(cell) for cell in rows[i].split()[3:]]
+        assert told == pytest.approx([w for w in row if w], rel=1e-5)
+    assert rows[3] == "3 rows, NFE 3, on Karras"
+
+    assert main(["schedule", "show", str(file), "--plot", "x.png"]) == 2
+    assert "without steps to draw" in capsys.readouterr().err
+    assert main(["schedule", "show", str(file), "--path", "Rectified"]) == 2
+    assert "a table cannot be moved" in capsys.readouterr().err
