@@ -53,7 +53,7 @@ def search(
         report_samples: How many fresh samples each of three measurements for the report takes.
         share: The share of the full network's FLOPs a sample may cost, for autodiffusion.
         refine: The number of gradient steps on the winner at the end.
-        free: What they tune: times, relax, or weights, which makes a table.json as well.
+        free: What gradients tune: times, relax, or weights, which makes a table.json as well.
         teacher: The sampler that solves the same noise with many steps: rk4, heun, dopri5, ...
         teacher_steps: Its number of steps.
         label: Classes to go round in, as in 3 or 0,1,2 or names; every class by default.
@@ -108,7 +108,7 @@ def search(
         budget,
         share,
         refine,
-        _free(free),
+        _free(free, refine),
         seed,
         worker=_worker() if join else 0,
         ledger=storage or str(folder / "ledger.journal"),
@@ -123,7 +123,7 @@ def search(
     print(write(folder, run, found, settings))
 
 
-def _free(text: str) -> tuple[Any, ...]:
+def _free(text: str, refine: int) -> tuple[Any, ...]:
     """What gradient steps tune, as text."""
 
     from genflow.search.tuned import Free
@@ -134,6 +134,11 @@ def _free(text: str) -> tuple[Any, ...]:
     for name in names or ("",):
         if name not in known:
             raise UserError(f"free is '{name}'{nearest(name, known)}")
+    if "weights" in names and not refine:
+        raise UserError(
+            f"free is '{text}' and refine is 0: weights are tuned at the end of a search, give "
+            "the number of gradients by --refine."
+        )
 
     return names
 

@@ -122,6 +122,7 @@ class Run:
             self.problem.population(seeds.search),
             self.problem.aim(seeds.search),
             starts=starts,
+            free=[name for name in self.free if name != "weights"] or ("times", "relax"),
             iterations=max(1, self.budget // starts),
             report=told,
             **_gradient(self.problem),

@@ -107,7 +107,8 @@ class Tuned(nn.Module):
             read = [s for k in range(min(window, i + 1)) for s in met[i - k]]
             sizes = torch.ones(self.weight.shape[1], dtype=torch.float64)
             sizes[: len(read)] = torch.tensor(read, dtype=torch.float64)
-            self.unit[i] *= size / sizes.clamp(min=1e-3 * size)
+            moving = self.weight[i].ne(0).double()
+            self.unit[i] = moving * size / sizes.clamp(min=1e-3 * size)
 
     def solver(self) -> SolverSchedule | Tableau:
         """The schedule with the tuned numbers, or the table."""

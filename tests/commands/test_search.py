@@ -154,6 +154,7 @@ def test_earlier_results_are_begun_with(vectors, tmp_path):
         (["--budget", "0"], "budget 0"),
         (["--refine", "2", "--free", "weight"], "did you mean 'weights'"),
         (["--refine", "2", "--free", ","], "free is ''"),
+        (["--free", "weights"], "refine is 0"),
         (["--score", "frechet"], "give --data"),
         (["--method", "gradient", "--resume"], "resume and join need a ledger"),
         (["--resume"], "holds no search to go on with"),
