@@ -27,7 +27,7 @@ from genflow.metrics.features import REGISTRY
 from genflow.models import Karras, Preconditioned, Rectified, StudentT
 from genflow.nn import UNet
 from genflow.pipelines import Pipeline
-from genflow.solvers import PRESETS, schedule_for
+from genflow.solvers import PRESETS, save_table, schedule_for, tabulate
 
 ROOT, PAGES = book.ROOT, book.PAGES
 README = ROOT / "README.md"
@@ -173,7 +173,7 @@ def tiny(path=None, classes=10, **options):
 
 
 def stock(folder):
-    """Puts a model of a zoo there, as small as possible: a pipeline, a card, a schedule."""
+    """Puts a model of a zoo there, as small as possible: pipeline, card, schedule, table."""
 
     pipe = tiny()
     pipe.save(folder)
@@ -184,6 +184,9 @@ def stock(folder):
     card = {"format": 1, "about": "Tiny.", "parameters": 1, "weights": weights}
     (folder / "card.json").write_text(json.dumps(card))
     (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# Tiny\n")
+    (folder / "tables").mkdir()
+    three = tabulate(schedule_for("ddim", Rectified(), 3), Rectified())
+    save_table(three, folder / "tables/3.json", Rectified())
     (folder / "schedules").mkdir()
     schedule_for("ddim", Rectified(), 5).save(folder / "schedules/5.json", Rectified())
 
