@@ -96,7 +96,7 @@ JOBS = {
         ("digits-edm",),
     ),
     "search-digits": Job(
-        ("search.py", "digits", "--pipeline", DIGITS), None, (65, 0), CUDA, ("digits-1rf",)
+        ("search.py", "digits", "--pipeline", DIGITS), None, (80, 0), CUDA, ("digits-1rf",)
     ),
     "search-population": Job(("search.py", "population"), (), (2, 1.2), CUDA),
     "search-workers": Job(("search.py", "workers"), ("--seeds", "1", "--budget", "60"), (2, 0.4)),
