@@ -179,8 +179,8 @@ def _rows(run: Run, found: Outcome) -> list[tuple[str, str]]:
     ]
     if found.refined is not None:
         before, after = found.refined
-        what = "the score, unrounded," if problem.sloped else "teacher's error"
-        what = "teacher's error" if problem.score == "error" else what
+        followed = problem.sloped and problem.score != "error"
+        what = "the score, unrounded," if followed else "teacher's error"
         rows.append((f"{what} before and after refining", f"{before:.4g} → {after:.4g}"))
     if found.table is not None:
         ratio = mean(found.held_out_table) / mean(found.held_out_baseline)

@@ -108,7 +108,7 @@ def load_table(file: str | os.PathLike[str], path: Path | None = None) -> Tablea
             f"{record.get('version')!r}, and {FORMAT!r}, version {VERSION} is needed."
         )
 
-    table, known = table_of(record, f"'{file}'"), noted_path(file)
+    table, known = table_of(record, f"'{file}'"), _path_of(record, file)
 
     if path is not None and path != known:
         raise UserError(
@@ -136,8 +136,12 @@ def noted_path(file: str | os.PathLike[str]) -> Path:
         UserError: If it notes none, or no path.
     """
 
+    return _path_of(_record(file), file)
+
+
+def _path_of(record: Mapping[str, Any], file: str | os.PathLike[str]) -> Path:
     try:
-        return path_from_dict(_record(file)["path"])
+        return path_from_dict(record["path"])
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"table '{file}' lacks a field or has a wrong one: {error}.") from None
 
