@@ -219,9 +219,9 @@ def square_gaps(x: Tensor, y: Tensor) -> Tensor:
     Returns:
         The squared distances, none negative, with shape :math:`(n, m)`.
     """
-    squares = x.square().sum(dim=1, keepdim=True) + y.square().sum(dim=1)
+    a, b = (torch.linalg.vector_norm(p, dim=1).square() for p in (x, y))  # holds no p² in memory
 
-    return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0)
+    return (a[:, None] + b).addmm_(x, y.T, alpha=-2).clamp_(min=0)
 
 
 def _quantile_gap(x: Tensor, y: Tensor) -> Tensor:

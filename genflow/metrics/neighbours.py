@@ -174,15 +174,15 @@ def _mean(y: Tensor) -> Tensor:
 
 def _radii(x: Tensor, k: int) -> Tensor:
     """The squared distance of each point to its k-th nearest other one, with shape (n)."""
-    found = []
+    radii = x.new_empty(len(x))  # small pieces kept one by one would pin the heap between them
 
     for start in range(0, len(x), CHUNK):
         gaps = square_gaps(x[start : start + CHUNK], x)
         rows = torch.arange(len(gaps))
         gaps[rows, start + rows] = torch.inf
-        found.append(gaps.kthvalue(k, dim=1).values)
+        radii[start : start + CHUNK] = gaps.kthvalue(k, dim=1).values
 
-    return torch.cat(found)
+    return radii
 
 
 def _nearest(x: Tensor, y: Tensor, centre: Tensor, above: float) -> tuple[Tensor, Tensor]:
