@@ -38,6 +38,8 @@ def counted(options):
     parameters = sum(p.numel() for p in net.parameters())
     call = flops(net, (4, 32, 32), label=label).full
     kept = activations(net, (4, 32, 32), label=label)
+    net.model.enable_gradient_checkpointing()
+    fewer = activations(net, (4, 32, 32), label=label)
     step = 3 * 256 * call
     return [
         round(parameters / 1e6, 1),
@@ -45,6 +47,7 @@ def counted(options):
         round(step / 1e12, 1),
         round(26 * parameters / 1e9, 1),
         round(2 * kept / 1e9, 3),
+        round(2 * fewer / 1e9, 3),
         round((26 * parameters + 64 * kept) / 1e9, 1),
         round(400_000 * step / (0.4 * 989.4e12) / 3600, 1),
     ]
@@ -64,27 +67,21 @@ def test_the_config_is_the_largest_of_the_table():
     assert net == common | SIZES["DiT-XL/2"]
     assert config["trainer"]["max_steps"] == 400_000
     assert config["data"]["init_args"]["batch_size"] * 8 == 256
-    call, total, hours = (table()["DiT-XL/2"][i] for i in (1, 5, 6))
+    call, total, hours = (table()["DiT-XL/2"][i] for i in (1, 6, 7))
     head = CONFIG.read_text().split("run:")[0].replace("\n# ", " ")
     assert f"{hours:.0f} hours of one H100" in head and f"{total:.0f} GB a GPU" in head
     assert f"are {40 * call / 1000:.1f}\nTFLOPs" in TEXT
 
 
-def test_the_fragment_of_fsdp_is_what_lightning_takes():
-    from jsonargparse import ArgumentParser
-    from lightning.pytorch.strategies import FSDPStrategy, Strategy
-    from torch.distributed.fsdp import ShardingStrategy
+def test_the_fragment_of_networks_that_do_not_fit_is_understood():
+    from lightning.pytorch import Trainer
 
-    from genflow.training.launch import sharded
+    from genflow.training import FullyShard, RectifiedFlow
 
-    fragment = next(b for b in blocks("yaml") if "FSDP" in b)
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_subclass_arguments(Strategy, "strategy")
-    read = parser.parse_object({"strategy": yaml.safe_load(fragment)["trainer"]["strategy"]})
-    strategy = parser.instantiate_classes(read).strategy
-    assert type(strategy) is FSDPStrategy and sharded(strategy)
-    assert strategy.sharding_strategy is ShardingStrategy.FULL_SHARD
-    wrapped = {c.__name__ for c in strategy.kwargs["auto_wrap_policy"]._module_classes}
+    fragment = yaml.safe_load(next(b for b in blocks("yaml") if "fully_shard" in b))
+    trainer = Trainer(accelerator="cpu", logger=False, **fragment["trainer"])
+    assert type(trainer.strategy) is FullyShard
     with torch.device("meta"):
         net = DiT(8, 4, 2, heads=2, head_width=8, depth=2, classes=3)
-    assert wrapped <= {type(m).__name__ for m in net.modules()} and len(wrapped) == 1
+    RectifiedFlow(net, **fragment["model"]["init_args"])
+    assert net.model.is_gradient_checkpointing

@@ -3,6 +3,7 @@
 __all__ = ["export", "fit"]
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +21,20 @@ def fit(arguments: Sequence[str]) -> None:
 
     from genflow.data.latents import Latents
     from genflow.pipelines import BridgePipeline, Pipeline
+    from genflow.pipelines.exports import trained
     from genflow.pipelines.folders import load_codec
     from genflow.training.ema import EMA
     from genflow.training.lightsb import LightSB
     from genflow.training.line import train
+    from genflow.training.sharding import gathered, sharded
 
     module, data, trainer, config = train(arguments)
+    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
+    parted = average is not None and sharded(trainer.strategy)
+
+    if parted:
+        with average.average(module):
+            state = gathered(module.net.state_dict())  # with the help of all processes
 
     if not trainer.is_global_zero:
         return
@@ -42,7 +51,7 @@ def fit(arguments: Sequence[str]) -> None:
         card["augment"] = asdict(module.augment)
 
     pipe = Pipeline(
-        module.denoiser,
+        trained(module.record(), state).denoiser if parted else module.denoiser,
         shape=tuple(data.shape),
         sampler=config.sampler,
         steps=config.steps,
@@ -51,13 +60,12 @@ def fit(arguments: Sequence[str]) -> None:
         codec=load_codec(data.vae) if isinstance(data, Latents) else None,
         card=card,
     )
-    average = next((c for c in trainer.callbacks if isinstance(c, EMA)), None)
 
     if average is None:
         print(f"pipeline: none yet, make it by genflow export {config.run}/checkpoints/last.ckpt")
         return
 
-    with average.average(module):
+    with nullcontext() if parted else average.average(module):
         pipe.save(target, overwrite=True)
 
     print(f"pipeline: {target}")

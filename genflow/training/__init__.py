@@ -30,6 +30,7 @@ from genflow.training.losses import (
 from genflow.training.pfgmpp import PFGMPP
 from genflow.training.posthoc import PostHocEMA, reconstruct
 from genflow.training.rectified import RectifiedFlow
+from genflow.training.sharding import FullyShard
 from genflow.training.targets import StableTarget
 from genflow.training.times import (
     CosMap,
@@ -54,6 +55,7 @@ __all__ = [
     "Diverged",
     "Evaluate",
     "FeatureWeighted",
+    "FullyShard",
     "GenerativeModule",
     "Grid",
     "Independent",

@@ -26,18 +26,17 @@ __all__ = ["PREFIX", "GenerativeModule"]
 
 from collections.abc import Mapping
 from dataclasses import asdict
-import json
-import math
 from typing import Any, Literal
 
 from lightning.pytorch import LightningModule
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
+from torch.optim import Optimizer
 
 from genflow.data.checks import wrong_ends
 from genflow.data.stream import seed_words
-from genflow.models import Preconditioned, path_to_dict
+from genflow.models import Preconditioned
 from genflow.training.augment import Augmentation
 from genflow.training.checks import (
     check_augment,
@@ -45,6 +44,8 @@ from genflow.training.checks import (
     check_unpaired,
     diverged,
     drops,
+    finite,
+    recompute,
     wrong_classes,
     wrong_record,
     wrong_shape,
@@ -53,7 +54,9 @@ from genflow.training.checks import (
 from genflow.training.couplings import Coupling
 from genflow.training.losses import Loss, SquaredError
 from genflow.training.lots import Drawn, cut, joined, recounted
-from genflow.training.optimisers import optimiser
+from genflow.training.optimisers import clip, optimiser
+from genflow.training.records import denoiser_record, network_record
+from genflow.training.sharding import shard_module
 from genflow.training.times import TimeLaw
 
 PREFIX = "denoiser.net."
@@ -82,6 +85,8 @@ class GenerativeModule(LightningModule):
         compile: Whether the network is compiled, in place, when fitting begins; or the name of a
             backend of `torch.compile`.
         channels_last: Whether images and weights use that memory layout.
+        gradient_checkpointing: Whether blocks of the network are computed again in the backward
+            pass, which then keeps their inputs only; it costs another forward pass.
         augment: How training images are moved, and the network told so; None for not at all.
         lot: The number of examples whose random numbers are drawn together, a divisor of the
             batch size (see `genflow.training.lots`); the batch size if None.
@@ -113,6 +118,7 @@ class GenerativeModule(LightningModule):
         seed: int = 0,
         compile: bool | str = False,
         channels_last: bool = False,
+        gradient_checkpointing: bool = False,
         augment: Augmentation | None = None,
         lot: int | None = None,
     ) -> None:
@@ -128,6 +134,7 @@ class GenerativeModule(LightningModule):
             "seed": seed,
             "compile": compile,
             "channels_last": channels_last,
+            "gradient_checkpointing": gradient_checkpointing,
             "lot": lot,
         }
         check_options(options)
@@ -146,6 +153,8 @@ class GenerativeModule(LightningModule):
 
         if channels_last:
             self.net.to(memory_format=torch.channels_last)
+        if gradient_checkpointing:
+            recompute(self.net)
 
     @property
     def net(self) -> nn.Module:
@@ -302,6 +311,16 @@ class GenerativeModule(LightningModule):
 
         return optimiser(self, self._options)
 
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the trainer says; see `genflow.training.optimisers.clip`."""
+
+        clip(self, optimizer, gradient_clip_val, gradient_clip_algorithm)
+
     # Before and after ----------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -326,14 +345,23 @@ class GenerativeModule(LightningModule):
                 self.net.compile(**({} if backend is True else {"backend": backend}))
                 self._compiled = True
 
-    def _record(self) -> dict[str, Any]:
-        """What the denoiser does around its network, as plain values."""
+    def configure_model(self) -> None:
+        """Cuts the network over the processes, under `FullyShard` and its like.
+
+        Raises:
+            UserError: If the strategy names blocks that the network does not have.
+        """
+
+        if self._trainer is not None:
+            shard_module(self, self.trainer.strategy)
+
+    def record(self) -> dict[str, Any]:
+        """What the denoiser can be built from again, beside its weights, as plain values."""
 
         return {
-            "path": path_to_dict(self.denoiser.path),
-            "prediction": self.denoiser.prediction,
-            "clock": self.denoiser.clock,
-            "sigma_data": self.denoiser.sigma_data,
+            **denoiser_record(self.denoiser),
+            "augment": None if self.augment is None else asdict(self.augment),
+            "net": network_record(self.net),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -343,22 +371,12 @@ class GenerativeModule(LightningModule):
             Diverged: If a weight is not finite; no file has been touched by then.
         """
 
-        largest = nn.utils.get_total_norm([p.detach() for p in self.net.parameters()], math.inf)
-
-        if not largest.isfinite():
+        if not finite(self.net.parameters()):
             raise diverged(
                 self.trainer, f"the weights are no longer finite after step {self.global_step - 1}"
             )
 
-        model = getattr(self.net, "model", None)
-        config = getattr(model, "config", None)
-        plain = json.loads(json.dumps(dict(config), default=str)) if config else None
-        checkpoint["genflow"] = {
-            "module": type(self).__name__,
-            **self._record(),
-            "augment": None if self.augment is None else asdict(self.augment),
-            "net": {"class": type(model).__name__, "config": plain} if config else None,
-        }
+        checkpoint["genflow"] = {"module": type(self).__name__, **self.record()}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Compares a checkpoint with the network, and counts its batches as this run does.
@@ -371,7 +389,7 @@ class GenerativeModule(LightningModule):
         error = wrong_weights(self.state_dict(), checkpoint.get("state_dict", {}))
 
         if error is None and "genflow" in checkpoint:
-            error = wrong_record(self._record(), checkpoint["genflow"])
+            error = wrong_record(denoiser_record(self.denoiser), checkpoint["genflow"])
 
         if error is not None:
             raise error

@@ -27,6 +27,7 @@ from genflow.models import Guided
 from genflow.solvers import build
 from genflow.training.checks import Diverged, diverged
 from genflow.training.ema import averaged
+from genflow.training.sharding import sharded
 
 
 @contextmanager
@@ -127,11 +128,12 @@ class SampleGrid(Callback):
         self.draw(trainer, pl_module)
 
     def draw(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Samples and writes, once a step and on one rank."""
+        """Samples and writes, once a step and on one rank; all must draw where each has a part."""
 
-        step = trainer.global_step
+        step, first = trainer.global_step, trainer.is_global_zero
+        mine = first or sharded(trainer.strategy)
 
-        if not trainer.is_global_zero or step == self._drawn or self._folder is None:
+        if not mine or step == self._drawn or self._folder is None:
             return
 
         self._drawn = step
@@ -143,6 +145,9 @@ class SampleGrid(Callback):
 
         with averaged(trainer, pl_module), resting(pl_module.net), within():
             grid = self.grid(pl_module, begun)
+
+        if not first:
+            return
 
         self._write(grid, self._folder / f"step-{step:09d}.png")
 

@@ -7,13 +7,15 @@ __all__ = [
     "check_unpaired",
     "diverged",
     "drops",
+    "finite",
+    "recompute",
     "wrong_classes",
     "wrong_record",
     "wrong_shape",
     "wrong_weights",
 ]
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 import math
 import os
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.modules.dropout import _DropoutNd
 
 from genflow.errors import UserError, nearest
@@ -66,6 +69,34 @@ def check_options(options: Mapping[str, Any]) -> None:
         known = torch.compiler.list_backends(exclude_tags=())
         if backend not in known:
             raise UserError(f"compile is '{backend}'{nearest(backend, known)}")
+
+
+def finite(weights: Iterable[Tensor]) -> bool:
+    """Whether weights are finite numbers, with one look at the device.
+
+    Weights that are cut over processes are looked at whole; all processes must ask.
+    """
+
+    size = nn.utils.get_total_norm([w.detach() for w in weights])
+    return bool(size.full_tensor().isfinite() if isinstance(size, DTensor) else size.isfinite())
+
+
+def recompute(net: nn.Module) -> None:
+    """Lets a network compute its blocks again in the backward pass.
+
+    Raises:
+        UserError: If it cannot.
+    """
+
+    model = getattr(net, "model", net)
+
+    if not getattr(model, "_supports_gradient_checkpointing", False):
+        raise UserError(
+            f"gradient_checkpointing is on, and a {type(model).__name__} has no blocks to compute "
+            "again: leave it out."
+        )
+
+    model.enable_gradient_checkpointing()
 
 
 def check_augment(augment: Augmentation | None, net: nn.Module) -> None:

@@ -11,8 +11,9 @@ averaged.
 
 The module always holds the raw weights, except inside a validation, a test, a prediction, or
 ``with ema.average(module)``. A checkpoint holds the raw weights where Lightning puts them and the
-average beside them, whenever it is written, so that no resume can confuse the two. What is *not*
-supported: sharded parameters (FSDP), which are refused.
+average beside them, whenever it is written, so that no resume can confuse the two. Where weights
+are sharded (`genflow.training.sharding`), each process averages its part. What is *not* supported:
+the flat parameters of Lightning's ``FSDPStrategy``, which are refused.
 """
 
 __all__ = ["EMA", "averaged"]
@@ -22,6 +23,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -29,7 +31,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from genflow.errors import UserError
 from genflow.training.base import PREFIX
 from genflow.training.checks import wrong_weights
-from genflow.training.launch import sharded
+from genflow.training.sharding import gathered, like
 
 
 class EMA(Callback):
@@ -126,10 +128,7 @@ class EMA(Callback):
         self._names, self._weights, self._loaded = list(named), weights, None
 
         with torch.inference_mode(False), torch.no_grad():
-            self._averages = [
-                s.detach().clone().to(p.device, torch.promote_types(p.dtype, torch.float32))
-                for s, p in zip(source, weights, strict=True)
-            ]
+            self._averages = [_begun(s, p) for s, p in zip(source, weights, strict=True)]
 
     # Hooks ---------------------------------------------------------------------------------
 
@@ -137,14 +136,19 @@ class EMA(Callback):
         """Starts from the weights as they are, or from the checkpoint's average.
 
         Raises:
-            UserError: If each process holds a part of the weights only.
+            UserError: If the weights are cut into flat parts.
         """
 
-        if sharded(trainer.strategy):
+        if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
-                f"strategy is {type(trainer.strategy).__name__}, which shards the weights, and "
-                "EMA averages whole ones: remove the callback, or train with ddp."
+                "strategy is FSDPStrategy, which lays many weights into one row, and EMA keeps "
+                "them apart: take the strategy fully_shard, or train with ddp."
             )
+
+        self.on_train_start(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Takes over the checkpoint's average where it is read later than `on_fit_start`."""
 
         self._attach(pl_module)
         self._averages = [
@@ -184,7 +188,7 @@ class EMA(Callback):
         if self._loaded is not None:
             weights = self._loaded
         else:
-            weights = self.weights()
+            weights = gathered(self.weights())
         return {"updates": self.updates, "step": self._step, "weights": weights}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -199,8 +203,15 @@ class EMA(Callback):
         """Puts the raw weights in their place if the module holds the average just now."""
 
         if self._raw is not None:
-            for name, raw in zip(self._names, self._raw, strict=True):
+            for name, raw in gathered(dict(zip(self._names, self._raw, strict=True))).items():
                 checkpoint["state_dict"][PREFIX + name] = raw
+
+
+def _begun(source: Tensor, weight: Tensor) -> Tensor:
+    """The first average of a weight: a copy of what it starts from, in float32 or wider."""
+
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return like(source, weight).detach().to(weight.device, wide, copy=True)
 
 
 def averaged(trainer: Trainer, module: LightningModule) -> AbstractContextManager[None]:

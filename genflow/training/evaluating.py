@@ -19,7 +19,7 @@ import torch
 from genflow.errors import UserError
 from genflow.training.callbacks import resting
 from genflow.training.ema import averaged
-from genflow.training.launch import sharded
+from genflow.training.sharding import sharded
 
 if TYPE_CHECKING:
     from genflow.evaluation.watching import Watch

@@ -5,11 +5,9 @@ SLURM has started them, the config need not repeat their numbers: they are read 
 environment of the process, which is all that this module looks at.
 """
 
-__all__ = ["launched", "sharded"]
+__all__ = ["launched"]
 
 from collections.abc import Mapping
-
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 
 
 def launched(environ: Mapping[str, str]) -> tuple[int, int] | None:
@@ -34,9 +32,3 @@ def launched(environ: Mapping[str, str]) -> tuple[int, int] | None:
         return int(here), int(environ.get("SLURM_NNODES", "1"))
 
     return None
-
-
-def sharded(strategy: Strategy) -> bool:
-    """Whether a strategy leaves each process with a part of the weights only."""
-
-    return isinstance(strategy, (FSDPStrategy, ModelParallelStrategy))

@@ -21,6 +21,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 import torch
@@ -31,7 +32,7 @@ from genflow.training.callbacks import LossGuard, SampleGrid
 from genflow.training.checkpoints import SafeCheckpoint, SafeIO, begin_with, set_aside
 from genflow.training.ema import EMA
 from genflow.training.evaluating import Evaluate
-from genflow.training.launch import launched, sharded
+from genflow.training.launch import launched
 
 # A config may name these classes without their modules, once they are imported.
 SETS = ("images", "toy", "given", "domains", "translation", "pairs", "latents", "packed", "clouds")
@@ -235,10 +236,11 @@ def train(arguments: Sequence[str]) -> tuple[LightningModule, DataModule, Traine
     if len(shape) != 3 or shape[0] not in (1, 3):  # neither vectors nor latents have a grid
         callbacks = line.trainer.callbacks
         line.trainer.callbacks = [c for c in callbacks if not isinstance(c, SampleGrid)]
-    if sharded(line.trainer.strategy):
+    if isinstance(line.trainer.strategy, FSDPStrategy):
         without = (EMA, SampleGrid, Evaluate)
         rank_zero_warn(
-            "the weights are sharded: no average of them is kept, and nothing is drawn."
+            "the weights are in flat rows: no average of them is kept, and nothing is drawn; "
+            "the strategy fully_shard does both."
         )
         kept = [c for c in line.trainer.callbacks if not isinstance(c, without)]
         line.trainer.callbacks = kept

@@ -1,12 +1,14 @@
 """The optimiser of a module, and the course of its learning rate."""
 
-__all__ = ["optimiser"]
+__all__ = ["clip", "optimiser"]
 
 from functools import partial
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from torch.optim import AdamW
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.utilities import GradClipAlgorithmType
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from genflow.errors import UserError
@@ -54,3 +56,27 @@ def optimiser(module: LightningModule, options: dict[str, Any]) -> Any:
         "optimizer": made,
         "lr_scheduler": {"scheduler": LambdaLR(made, factor), "interval": "step"},
     }
+
+
+def clip(
+    module: LightningModule, optimizer: Optimizer, most: float | None, algorithm: str | None
+) -> None:
+    """Clips gradients as the trainer says, also those of a fused optimiser in mixed precision.
+
+    Lightning refuses that, because such an optimiser might undo the scale of the gradients itself,
+    after they were clipped. Under ``bf16-mixed`` there is no scale.
+
+    Args:
+        module: The module, attached to its trainer.
+        optimizer: Its optimiser.
+        most: The trainer's ``gradient_clip_val``.
+        algorithm: The trainer's ``gradient_clip_algorithm``; the norm if None.
+    """
+
+    plugin = module.trainer.precision_plugin
+
+    if most and isinstance(plugin, MixedPrecision) and plugin.scaler is None:
+        kind = GradClipAlgorithmType(algorithm or "norm")
+        Precision.clip_gradients(plugin, optimizer, most, kind)
+    else:
+        module.clip_gradients(optimizer, most, algorithm)

@@ -27,6 +27,7 @@ from genflow.errors import UserError, nearest
 from genflow.files import writing
 from genflow.training.checks import wrong_weights
 from genflow.training.profiles import coefficients, decay, exponent
+from genflow.training.sharding import gathered, like
 
 PRECISIONS = {"float32": torch.float32, "float16": torch.float16}
 
@@ -106,7 +107,7 @@ class PostHocEMA(Callback):
         with torch.no_grad():
             self._averages = {
                 width: [
-                    source[n].detach().to(p.device, torch.float32, copy=True)
+                    like(source[n], p).detach().to(p.device, torch.float32, copy=True)
                     for n, p in named.items()
                 ]
                 for width, source in sources.items()
@@ -157,11 +158,10 @@ class PostHocEMA(Callback):
     def _store(self, trainer: Trainer) -> None:
         self._stored = self._step
 
-        if not trainer.is_global_zero or self._folder is None:
-            return
-
         for width in self.widths:
-            kept = self.averages(width).items()
+            kept = gathered(self.averages(width)).items()
+            if not trainer.is_global_zero or self._folder is None:
+                continue
             kept = {n: a.to("cpu", PRECISIONS[self.precision]).contiguous() for n, a in kept}
             record = {"step": str(self._step), "width": repr(width)}
             name = f"width-{width:g}-step-{self._step:09d}.safetensors"
@@ -173,7 +173,7 @@ class PostHocEMA(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The averages by width."""
 
-        return {"averages": {repr(w): self.averages(w) for w in self._averages}}
+        return {"averages": {repr(w): gathered(self.averages(w)) for w in self._averages}}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Takes over the averages of a checkpoint; they are used when a run starts."""

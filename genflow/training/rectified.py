@@ -43,6 +43,8 @@ class RectifiedFlow(GenerativeModule):
         compile: Whether the network is compiled, in place, when fitting begins; or the name of a
             backend of `torch.compile`.
         channels_last: Whether images and weights use that memory layout.
+        gradient_checkpointing: Whether blocks of the network are computed again in the backward
+            pass, which then keeps their inputs only.
         augment: How training images are moved, and the network told so; None for not at all.
         noise: The law of the noise, Gaussian if None; ``StudentT(D)`` gives heavier tails.
         lot: The number of examples whose random numbers are drawn together; see
@@ -75,6 +77,7 @@ class RectifiedFlow(GenerativeModule):
         seed: int = 0,
         compile: bool | str = False,
         channels_last: bool = False,
+        gradient_checkpointing: bool = False,
         augment: Augmentation | None = None,
         noise: Noise | None = None,
         lot: int | None = None,
@@ -93,6 +96,7 @@ class RectifiedFlow(GenerativeModule):
             seed=seed,
             compile=compile,
             channels_last=channels_last,
+            gradient_checkpointing=gradient_checkpointing,
             augment=augment,
             lot=lot,
         )

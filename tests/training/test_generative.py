@@ -1,5 +1,6 @@
 import math
 
+from lightning.pytorch import Callback
 import pytest
 from scipy import stats
 from short_runs import fit, tiny
@@ -141,6 +142,66 @@ def test_the_learning_rate(tmp_path):
 def test_a_cosine_needs_an_end(tmp_path):
     with pytest.raises(UserError, match="max_steps is -1"):
         fit(tmp_path, -1, module=tiny(decay="cosine"), max_epochs=1)
+
+
+class Norms(Callback):
+    """Keeps the norm of the gradients that the optimiser sees."""
+
+    def __init__(self):
+        self.seen = []
+
+    def on_before_zero_grad(self, trainer, module, optimizer):
+        grads = [p.grad for p in module.parameters() if p.grad is not None]
+        if grads:
+            self.seen.append(float(torch.nn.utils.get_total_norm(grads)))
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_mixed_precision_clips_and_follows_single_precision(tmp_path, algorithm):
+    clip = {"gradient_clip_val": 1e-2, "gradient_clip_algorithm": algorithm}
+    runs = {}
+    for precision in ("32-true", "bf16-mixed"):
+        norms = Norms()
+        made = tiny(dropout=0.0)
+        _, losses, _, trainer = fit(tmp_path, 3, norms, module=made, precision=precision, **clip)
+        runs[precision] = list(losses.train.values())
+        count = sum(p.numel() for p in made.parameters())
+        assert norms.seen and max(norms.seen) <= 1e-2 * (count**0.5 if algorithm == "value" else 1)
+        assert trainer.optimizers[0].defaults["fused"]
+        assert all(p.dtype == torch.float32 for p in made.parameters())
+    assert runs["bf16-mixed"] == pytest.approx(runs["32-true"], rel=0.02)
+    assert runs["bf16-mixed"] != runs["32-true"]
+
+
+def test_checkpointing_keeps_less_and_changes_no_gradient():
+    """Also where dropout draws its masks: they are drawn again alike."""
+
+    def step(**options):
+        module, kept = tiny(**options).train(), {}
+        own = {p.untyped_storage().data_ptr() for p in module.parameters()}
+
+        def keep(x):
+            if x.untyped_storage().data_ptr() not in own:
+                kept[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+            return x
+
+        torch.manual_seed(3)
+        batch = {"x": torch.rand(4, 1, 8, 8), "label": torch.arange(4)}
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+            loss = module.loss(batch, step=0)
+        held = sum(kept.values())
+        loss.backward()
+        return held, [p.grad for p in module.parameters()]
+
+    (much, plain), (little, again) = step(), step(gradient_checkpointing=True)
+    assert little < 0.6 * much
+    for a, b in zip(plain, again, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_without_blocks_cannot_be_checkpointed():
+    with pytest.raises(UserError, match="VectorMLP has no blocks to compute again"):
+        RectifiedFlow(MLP(2, width=8), gradient_checkpointing=True)
 
 
 @pytest.mark.parametrize("options", [{"compile": True}, {"channels_last": True}])

@@ -159,12 +159,3 @@ def test_later_processes_leave_the_folder_alone(tmp_path):
     assert last.exists() and log.exists()
     with pytest.raises(UserError, match="exists"):
         _claim(tmp_path, False, False)
-
-
-def test_an_average_of_sharded_weights_is_refused(tmp_path):
-    from types import SimpleNamespace
-
-    from lightning.pytorch.strategies import FSDPStrategy
-
-    with pytest.raises(UserError, match="strategy is FSDPStrategy, which shards the weights"):
-        EMA().on_fit_start(SimpleNamespace(strategy=FSDPStrategy()), tiny())
