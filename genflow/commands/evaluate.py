@@ -31,6 +31,7 @@ def evaluate(
     batch_size: int = 256,
     chunk: int = 1000,
     device: str | None = None,
+    dtype: str | None = None,
     channels: int | None = None,
     size: int | None = None,
     skip_unreadable: bool = False,
@@ -67,6 +68,8 @@ def evaluate(
         batch_size: How many images are held at once.
         chunk: How many images are drawn and stored together.
         device: cpu, cuda, ...; a GPU if there is one, under torchrun one a process.
+        dtype: What a pipeline's network computes in: float16, bfloat16, float32 or float64;
+            features are computed in float32.
         channels: 1 or 3, to convert all images to grey or to colour.
         size: The side to which all images are brought.
         skip_unreadable: Whether image files that cannot be decoded are left out, and counted.
@@ -100,6 +103,7 @@ def evaluate(
             chunk=chunk,
             halvings=halvings,
             device=device_named(device),
+            dtype=dtype,
             shard=parse_shard(shard),
             reduce=reduce,
             resume=resume,

@@ -33,6 +33,7 @@ def generate(
     options: dict[str, Value] | None = None,
     batch_size: int = 256,
     device: str | None = None,
+    dtype: str | None = None,
     shard: str | None = None,
     compile: bool = False,
     capture: bool = False,
@@ -64,6 +65,8 @@ def generate(
         options: Options of the sampler and its grid, as in --options.order 3.
         batch_size: How many are drawn at a time; the samples do not depend on it.
         device: cpu, cuda, ...; a GPU if there is one.
+        dtype: What the network computes in: float16, bfloat16, float32 or float64; what it was
+            saved in by default. The solver computes in float32 or wider.
         shard: The part i/n of the work to do, counted from 0; under torchrun each process takes
             its own.
         compile: Whether the network is compiled first, which pays off for many samples.
@@ -84,7 +87,7 @@ def generate(
     if label is not None and embedding is not None:
         raise UserError("label and embedding are both given: give one of the two.")
 
-    pipe = pipeline_named(pipeline, device, size=size)
+    pipe = pipeline_named(pipeline, device, dtype=dtype, size=size)
     numbers = parse_seeds(seeds) if seeds else list(range(seed, seed + (64 if n is None else n)))
     labels = labels_of(pipe, label, len(numbers)) if embedding is None else None
     call: dict[str, Any] = {"interval": interval, "clip": clip}

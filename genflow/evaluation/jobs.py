@@ -130,6 +130,7 @@ def evaluate(
     chunk: int = 1000,
     halvings: int = 5,
     device: str | None = None,
+    dtype: str | None = None,
     shard: tuple[int, int] = (0, 1),
     reduce: bool = False,
     resume: bool = False,
@@ -162,6 +163,8 @@ def evaluate(
         chunk: The number of images that are drawn and stored together.
         halvings: How often the data are halved at random for the floors; 0 for no floors.
         device: Where pipelines and feature nets live; if None the CPU, or where they are.
+        dtype: What the network of a pipeline that is loaded computes in, such as ``"bfloat16"``;
+            what it was saved in if None. Features are computed in float32.
         shard: The part of the chunks to do, and the number of parts.
         reduce: Whether only the last step is done: what all shards have seen is measured.
         resume: Whether the same job, begun before in the folder, is gone on with.
@@ -198,6 +201,7 @@ def evaluate(
             repeats=repeats,
             label=label,
             device=device,
+            dtype=dtype,
             sampler=sampler,
             **opening,
         )

@@ -98,6 +98,7 @@ def opened_samples(
     repeats: int = 1,
     label: str | None = None,
     device: str | None = None,
+    dtype: str | None = None,
     sampler: Mapping[str, Any] | None = None,
     **options: Any,
 ) -> tuple[Source, list[int]]:
@@ -113,6 +114,7 @@ def opened_samples(
         repeats: The number of ranges of seeds, each of n.
         label: Classes to go round in, with commas; every class if None.
         device: Where a pipeline is loaded to.
+        dtype: What its network computes in; what it was saved in if None.
         sampler: The options of the sampler.
         options: As in `opened`.
 
@@ -128,7 +130,7 @@ def opened_samples(
         raise UserError(f"samples '{what}' is not there: give a file that is.")
 
     if isinstance(what, (str, os.PathLike)) and _is_pipeline(Path(what)):
-        pipe = Pipeline.from_pretrained(what, device=device)
+        pipe = Pipeline.from_pretrained(what, device=device, dtype=dtype)
     if isinstance(pipe, BridgePipeline):
         raise UserError(
             f"'{what}' is a bridge from data to data: use genflow bridge translate, and evaluate "
@@ -136,6 +138,10 @@ def opened_samples(
         )
 
     if pipe is not None:
+        if pipe is what and dtype is not None:
+            raise UserError(
+                f"dtype is '{dtype}', and the pipeline is loaded already: say pipe.to(dtype)."
+            )
         n = count if n is None else n
         drawn = Drawn(
             pipe,
@@ -149,7 +155,7 @@ def opened_samples(
         )
         return drawn, list(range(len(drawn)))
 
-    given = {"repeats": repeats != 1, "label": label is not None}
+    given = {"repeats": repeats != 1, "label": label is not None, "dtype": dtype is not None}
     given |= {k: v is not None for k, v in (sampler or {}).items()}
     told = next((k for k, v in given.items() if v), None)
 

@@ -208,6 +208,7 @@ def carry_out(
         "images" if images else "vectors": [
             {**({"file": _name(k)} if images else {}), **made[k]} for k in indices
         ],
+        "dtype": str(pipeline.dtype).removeprefix("torch."),
         **(record or {}),
     }
     command = settings.pop("command", None)

@@ -6,7 +6,7 @@ prompts through the *condition*, or from tensors by name; where the denoiser wor
 a schedule of the record is used unless a call names another.
 """
 
-__all__ = ["Model"]
+__all__ = ["DTYPES", "Model", "dtype_named"]
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -15,7 +15,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from genflow.errors import UserError
+from genflow.errors import UserError, nearest
 from genflow.models import Clipped, Denoiser, Guided, Preconditioned, Rectified
 from genflow.nn import Checkpointed
 from genflow.pipelines.codecs import Codec
@@ -23,6 +23,26 @@ from genflow.pipelines.conditions import Prompt, Prompts, numbered, rows
 from genflow.solvers import Adaptive, Sampler, SolverSchedule, Tableau, build
 from genflow.solvers.adjoint import Direct, Gradient, NoGradient, policy
 from genflow.solvers.registry import preset
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+DTYPES = {str(d).removeprefix("torch."): d for d in FLOATS}
+"""What a pipeline may be loaded in, by name."""
+
+
+def dtype_named(name: str | torch.dtype) -> torch.dtype:
+    """A dtype for the weights of networks.
+
+    Raises:
+        UserError: If it is none of `DTYPES`.
+    """
+
+    short = str(name).removeprefix("torch.")
+
+    if short not in DTYPES:
+        raise UserError(f"dtype is '{short}'{nearest(short, DTYPES)}")
+
+    return DTYPES[short]
 
 
 @dataclass
@@ -92,8 +112,18 @@ class Model:
 
         return next(self.denoiser.parameters()).device
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the network's weights; states are in float32 if it is a narrower one."""
+
+        return next(self.denoiser.parameters()).dtype
+
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves the networks, as `torch.nn.Module.to` does; returns the pipeline."""
+        """Moves the networks, as `torch.nn.Module.to` does; returns the pipeline.
+
+        With ``torch.bfloat16`` or ``torch.float16`` the networks compute in that dtype, and the
+        solver in float32. Samples are then near those of float32, and not equal to them.
+        """
 
         for piece in (self.denoiser, self.codec, self.condition):
             if piece is not None:

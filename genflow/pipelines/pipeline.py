@@ -33,9 +33,9 @@ from genflow.errors import UserError
 from genflow.pipelines.bridge import BridgePipeline
 from genflow.pipelines.conditions import Prompt, asked, part
 from genflow.pipelines.folders import locate, read, read_index, write
-from genflow.pipelines.model import Model
+from genflow.pipelines.model import Model, dtype_named
 from genflow.pipelines.overlap import behind
-from genflow.pipelines.samples import Samples
+from genflow.pipelines.samples import Samples, joined
 from genflow.solvers import Adaptive, Sampler
 
 
@@ -102,7 +102,7 @@ class Pipeline(Model):
         labels = None if free and label is None else self.labels(label, len(seeds))
         options |= {"prompt": prompt, "batch_size": batch_size}
         batches = list(self.batches(seeds, labels, **options))
-        return _joined(batches, self.event)
+        return joined(batches, self.event)
 
     def batches(
         self,
@@ -239,7 +239,7 @@ class Pipeline(Model):
             >>> pipe.translate(photographs, sampler="heun", steps=10).images[0].show()
         """
 
-        return _joined(
+        return joined(
             [
                 *self.translations(
                     x,
@@ -305,8 +305,7 @@ class Pipeline(Model):
     def _dtype(self) -> torch.dtype:
         """The dtype of states."""
 
-        weight = next(self.denoiser.parameters())
-        return torch.float64 if weight.dtype == torch.float64 else torch.float32
+        return torch.promote_types(self.dtype, torch.float32)
 
     def _name(self, sampler: Sampler | Adaptive, options: Mapping[str, Any]) -> str:
         kept = getattr(sampler, "schedule", None) in (self.schedule, options.get("schedule"))
@@ -335,6 +334,7 @@ class Pipeline(Model):
         name: str | os.PathLike[str],
         *,
         device: str | torch.device | None = None,
+        dtype: str | torch.dtype | None = None,
         size: tuple[int, int] | None = None,
         reverse: bool = False,
     ) -> "Pipeline | BridgePipeline":
@@ -343,6 +343,8 @@ class Pipeline(Model):
         Args:
             name: A folder, ``zoo:NAME``, or the id of a repository of the Hugging Face hub.
             device: Where the networks go.
+            dtype: What their weights become, such as ``torch.bfloat16`` or ``"float16"``; see
+                [`to`][genflow.pipelines.model.Model.to]. They stay what they are if None.
             size: The height and the width in pixels of what a stock pipeline draws; its own if
                 None.
             reverse: Whether a stock pipeline is a flow that was trained with noise at 0 and data
@@ -352,9 +354,11 @@ class Pipeline(Model):
             The pipeline, in evaluation mode; a `BridgePipeline` if the folder holds a bridge.
 
         Raises:
-            UserError: If there is no such folder, or it is damaged, or of an unknown kind.
+            UserError: If there is no such folder, or it is damaged, or of an unknown kind; if the
+                dtype is unknown, or given for a bridge.
         """
 
+        dtype = None if dtype is None else dtype_named(dtype)
         folder = locate(name)
         index = read_index(folder)
 
@@ -370,27 +374,18 @@ class Pipeline(Model):
             )
         elif index["_class_name"] == "BridgePipeline":
             pipe = BridgePipeline.read(folder, index)
+            if dtype is not None:
+                raise UserError(
+                    f"dtype is '{dtype}', but '{name}' is a bridge, which has no network: its "
+                    "closed forms need their precision, leave it out."
+                )
         else:
             pipe = cls(**read(folder, index))
 
-        return pipe.to(device) if device is not None else pipe
+        pipe = pipe if dtype is None else pipe.to(dtype)
+        return pipe if device is None else pipe.to(device)
 
 
 def _check_batch(batch_size: int) -> None:
     if batch_size < 1:
         raise UserError(f"batch_size is {batch_size}: it must be 1 or more.")
-
-
-def _joined(batches: Sequence[Samples], event: Sequence[int]) -> Samples:
-    """The samples of all batches."""
-
-    if not batches:
-        return Samples(torch.empty(0, *event), [], 0, "")
-
-    labels = [b.label for b in batches if b.label is not None]
-    return replace(
-        batches[0],
-        x=torch.cat([b.x for b in batches]),
-        seeds=[s for b in batches for s in b.seeds],
-        label=torch.cat(labels) if labels else None,
-    )

@@ -1,10 +1,12 @@
 """What a pipeline returns."""
 
-__all__ = ["Samples"]
+__all__ = ["Samples", "joined"]
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from PIL import Image
+import torch
 from torch import Tensor
 
 from genflow.data.pixels import to_uint8
@@ -40,3 +42,18 @@ class Samples:
 
         arrays = self.uint8.permute(0, 2, 3, 1).numpy()
         return [Image.fromarray(a.squeeze(-1) if a.shape[-1] == 1 else a) for a in arrays]
+
+
+def joined(batches: Sequence[Samples], event: Sequence[int]) -> Samples:
+    """The samples of all batches of one call; for none, no sample of this shape."""
+
+    if not batches:
+        return Samples(torch.empty(0, *event), [], 0, "")
+
+    labels = [b.label for b in batches if b.label is not None]
+    return replace(
+        batches[0],
+        x=torch.cat([b.x for b in batches]),
+        seeds=[s for b in batches for s in b.seeds],
+        label=torch.cat(labels) if labels else None,
+    )

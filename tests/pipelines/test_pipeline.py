@@ -3,10 +3,10 @@
 import json
 import os
 
-from conftest import tiny
 from diffusers import UNet2DModel
 import pytest
 import torch
+from untrained import tiny
 
 from genflow.errors import UserError
 from genflow.models import Discrete, Karras, Preconditioned, StudentT
