@@ -1,7 +1,8 @@
 """What the searches find, and what they cost.
 
     python benchmarks/search.py mixture           five calls on a mixture whose solution is known
-    python benchmarks/search.py digits --pipeline runs/digits/pipeline
+    python benchmarks/search.py digits --pipeline zoo:digits-1rf
+    python benchmarks/search.py digits --pipeline zoo:fashion-1rf --data FashionMNIST:ROOT
     python benchmarks/search.py guided            S³ against evolution and random search
     python benchmarks/search.py guided --pipeline zoo:digits-edm        the same on a network
     python benchmarks/search.py population        many schedules in one batch against one by one
@@ -36,7 +37,8 @@ def main() -> None:
     parser.add_argument("--calls", type=int, nargs="+", help="numbers of calls")
     parser.add_argument("--budget", type=int, help="schedules scored in a search")
     parser.add_argument("--steps", type=int, help="steps of the gradient")
-    parser.add_argument("--pipeline", help="a saved pipeline of the digits")
+    parser.add_argument("--pipeline", help="a saved pipeline")
+    parser.add_argument("--data", default="digits", help="the data that it was trained on")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     SECTIONS[options.section](options)

@@ -1,4 +1,4 @@
-"""The digits: Fréchet distance to the data at a few calls, searched against every preset.
+"""Images: Fréchet distance to the data at a few calls, searched against every preset.
 
 The search is that of ``genflow search --method evolve --score frechet --refine N --free weights``:
 a schedule, and then its table with weights that follow the distance downhill. The best preset is
@@ -28,23 +28,27 @@ FEATURES = ("random-conv", "genflow-small")
 SEARCH, FINAL, REPORT = 512, 1024, 1797
 """The samples of the search, of its finalists, and of the numbers in the table."""
 
+MOST = 10_000
+"""The images of the data that samples are compared with, at most."""
+
 BUDGET, STEPS = 24, 24
 """The schedules that are scored, and the gradients of the refinement."""
 
 
 def main(options):
     if options.pipeline is None:
-        raise SystemExit("give --pipeline: train one with configs/rectified/digits.yaml")
+        raise SystemExit("give --pipeline, such as zoo:digits-1rf")
 
     pipe = Pipeline.from_pretrained(options.pipeline, device=options.device)
-    data, results = named("digits").reference(), {}
+    data, results = named(options.data).reference(MOST), {}
 
     for calls in options.calls or (3, 5, 8, 10):
         cells = [_cell(pipe, data, calls, seed, options) for seed in range(options.seeds)]
         results[calls] = {key: [cell[key] for cell in cells] for key in cells[0]}
 
     settings = {"samples": REPORT, "features": FEATURES}
-    write_results("search-digits", {**settings, "cases": results}, options)
+    name = f"search-{options.data.partition(':')[0].lower()}"
+    write_results(name, {**settings, "cases": results}, options)
 
 
 def _cell(pipe, data, calls, seed, options):
