@@ -31,6 +31,7 @@ from lightning.pytorch.strategies import (
     Strategy,
     StrategyRegistry,
 )
+from lightning.pytorch.utilities.model_helpers import is_overridden
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -55,7 +56,7 @@ class FullyShard(ModelParallelStrategy):
             of a U-Net.
 
     Raises:
-        UserError: When the run begins, if no module is of a named class.
+        UserError: When the run begins, if no module is of a named class, or there is no network.
 
     Example:
         >>> trainer = Trainer(devices=8, strategy=FullyShard(), precision="bf16-mixed")
@@ -66,7 +67,19 @@ class FullyShard(ModelParallelStrategy):
         self.blocks = blocks
 
     def setup_environment(self) -> None:
-        """Counts the processes, and connects them."""
+        """Counts the processes, and connects them.
+
+        Raises:
+            UserError: If the module is of a kind that cannot be cut.
+        """
+
+        module = self.lightning_module
+
+        if not is_overridden("configure_model", module):
+            raise UserError(
+                f"strategy is fully_shard, and a {type(module).__name__} has no network to cut: "
+                "train it on one process, or with ddp."
+            )
 
         self._data_parallel_size = self.num_nodes * self.num_processes
         super().setup_environment()

@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torchvision.io import read_image
 
+from genflow.cli import main
 from genflow.data import Digits
 from genflow.errors import UserError
 from genflow.nn import DiT
@@ -196,6 +197,13 @@ def test_tensors_that_are_not_cut_stay_what_they_are():
     value, other = torch.arange(3.0), torch.zeros(3)
     assert like(value, other) is value
     assert gathered({"a": value})["a"] is value
+
+
+def test_a_bridge_has_no_network_to_cut(capsys, tmp_path):
+    config = Path(__file__).parents[2] / "configs" / "lightsb" / "swiss_roll.yaml"
+    words = ["--trainer.strategy", "fully_shard", "--trainer.accelerator", "cpu"]
+    assert main(["fit", "-c", str(config), "--run", str(tmp_path / "run"), *words]) == 2
+    assert "fully_shard, and a LightSB has no network to cut" in capsys.readouterr().err
 
 
 def test_flat_rows_are_refused_by_the_average():
