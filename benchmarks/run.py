@@ -33,6 +33,7 @@ RESULTS, PAGE = HERE / "results", HERE / "README.md"
 QUICK = RESULTS / "quick"
 EDM = "zoo:digits-edm"
 DIGITS = "zoo:digits-1rf"
+FASHION = "zoo:fashion-1rf"
 FLOWS = "1-RF=zoo:digits-1rf,2-RF=zoo:digits-2rf,distilled=zoo:digits-distilled"
 
 
@@ -46,6 +47,7 @@ class Job:
         minutes: About what the full run and the reduced one take on one CPU core.
         gpu: The further arguments where there is a GPU; None for what is of the CPU.
         needs: The models of the zoo that it asks for.
+        files: The files or folders that it asks for, from the working directory.
     """
 
     script: tuple[str, ...]
@@ -53,6 +55,7 @@ class Job:
     minutes: tuple[float, float]
     gpu: tuple[str, ...] | None = None
     needs: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
 
 CUDA = ("--device", "cuda")
@@ -97,6 +100,14 @@ JOBS = {
     ),
     "search-digits": Job(
         ("search.py", "digits", "--pipeline", DIGITS), None, (80, 0), CUDA, ("digits-1rf",)
+    ),
+    "search-fashionmnist": Job(
+        ("search.py", "digits", "--pipeline", FASHION, "--data", "FashionMNIST:data"),
+        None,
+        (290, 0),
+        CUDA,
+        ("fashion-1rf",),
+        ("data/FashionMNIST",),
     ),
     "search-population": Job(("search.py", "population"), (), (2, 1.2), CUDA),
     "search-workers": Job(("search.py", "workers"), ("--seeds", "1", "--budget", "60"), (2, 0.4)),
@@ -145,6 +156,8 @@ def run(name: str, job: Job, mode: str, keep: bool) -> str:
         return {"gpu": "left out: it measures the CPU", "cpu": "left out of the CPU subset"}[mode]
     if missing:
         return f"left out: the zoo lacks {', '.join(missing)}"
+    if absent := [f for f in job.files if not Path(f).exists()]:
+        return f"left out: {', '.join(absent)} is not here"
 
     target = QUICK if mode == "cpu" and job.reduced and not keep else RESULTS
     environment = {**os.environ, "GENFLOW_RESULTS": str(target), "PYTHONUNBUFFERED": "1"}

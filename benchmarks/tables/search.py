@@ -66,9 +66,10 @@ def search_guided(record: Record) -> str:
     return markdown(header, rows, told(record, ratio=ratio))
 
 
+@table("search-fashionmnist")
 @table("search-digits")
 def search_digits(record: Record) -> str:
-    """The best presets on the digits, searched schedules, and their tables with tuned weights."""
+    """The best presets on images, searched schedules, and their tables with tuned weights."""
 
     rows = []
 

@@ -35,6 +35,7 @@ def place(tmp_path, monkeypatch):
     jobs = {
         "bad": run.Job(("bad.py",), ("--quick",), (1, 1)),
         "needy": run.Job(("good.py",), (), (1, 1), needs=("no-such-model",)),
+        "hungry": run.Job(("good.py",), (), (1, 1), files=("no/such/data",)),
         "loading": run.Job(("good.py",), ("--few",), (2, 1), ("--device", "cuda")),
         "long": run.Job(("good.py",), None, (60, 0)),
         "absent": run.Job(("absent.py",), (), (1, 1)),
@@ -61,6 +62,7 @@ def test_failures_are_told_at_the_end_and_the_others_go_on(place, monkeypatch, c
     assert code == 1
     last = out[out.index("\nbad") :]
     assert "FAILED with exit code 3" in last and "the zoo lacks no-such-model" in last
+    assert "left out: no/such/data is not here" in last
     assert "left out of the CPU subset" in last and "absent" not in last and "together" in last
     quick = json.loads((place / "results/quick/loading.json").read_text())
     assert quick["options"]["line"] == ["--few"]
@@ -91,7 +93,7 @@ def test_rendering_and_listing_run_nothing(place, monkeypatch, capsys):
     code, out, _ = called(monkeypatch, capsys, "--render")
     assert code == 0 and "as it was" in out and not list((place / "results").iterdir())
     _, out, _ = called(monkeypatch, capsys, "--list")
-    assert "good.py --few  (1 minutes)" in out and "takes about 3 minutes" in out
+    assert "good.py --few  (1 minutes)" in out and "takes about 4 minutes" in out
     (place / "results/lost.json").write_text("{}")
     assert "results/lost.json is in no table" in called(monkeypatch, capsys, "--render")[1]
 
