@@ -11,6 +11,7 @@ __all__ = ["Watch"]
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from genflow.metrics.references import Reference
 from genflow.metrics.suite import METRICS, measure
 from genflow.models import Preconditioned
 from genflow.pipelines import Pipeline
+from genflow.pipelines.exports import trained
 from genflow.pipelines.folders import load_codec
 
 CHUNK = 256
@@ -52,6 +54,8 @@ class Watch:
         feature: Feature nets, with commas.
         metrics: Metrics, with commas.
         batch_size: How many samples are drawn at once.
+        split: Whether each rank draws a part of the samples. If not, all ranks draw all of them,
+            in step, as a network must that is cut over the ranks.
         say: Told of nets that are left out, and where references come from.
 
     Raises:
@@ -71,6 +75,7 @@ class Watch:
         feature: str | None = None,
         metrics: str = "fd",
         batch_size: int = CHUNK,
+        split: bool = True,
         say: Callable[[str], None] = print,
     ) -> None:
         latents = isinstance(data, Latents)
@@ -99,7 +104,7 @@ class Watch:
             stored = isinstance(self.data, References)
             feature = self.data.features if stored else "random-conv"
         self.plan: Plan = planned(feature, metrics, self.source.shape, say=say)
-        self.batch_size, self.say = batch_size, say
+        self.batch_size, self.split, self.say = batch_size, split, say
         self.references: dict[str, Reference] = {}
 
     @property
@@ -133,7 +138,8 @@ class Watch:
         self.source.within = within
 
         with gathered() as ranks:
-            mine = cut(self.source.n, CHUNK)[ranks.rank :: ranks.world]
+            mine = cut(self.source.n, CHUNK)
+            mine = mine[ranks.rank :: ranks.world] if self.split else mine
             rows = range(self.source.n)
 
             def work() -> list[tuple[int, dict[str, np.ndarray]]]:
@@ -168,13 +174,20 @@ class Watch:
 
         return values
 
-    def keep(self, folder: Path, card: Mapping[str, Any]) -> None:
+    def keep(
+        self,
+        folder: Path,
+        card: Mapping[str, Any],
+        whole: tuple[Mapping[str, Any], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         """Saves the model as it is now as a pipeline.
 
         Args:
             folder: Where to; a pipeline that is there already is replaced.
             card: What to keep beside the weights.
+            whole: The record and the weights of the network, where its own are cut.
         """
 
         self.pipe.card = dict(card)
-        self.pipe.save(folder, overwrite=True)
+        denoiser = self.pipe.denoiser if whole is None else trained(*whole).denoiser
+        replace(self.pipe, denoiser=denoiser).save(folder, overwrite=True)

@@ -13,7 +13,7 @@ error of :math:`F` in its own units, for every row. Denoisers wrap: guidance and
 denoisers around denoisers.
 """
 
-__all__ = ["Denoiser", "Preconditioned"]
+__all__ = ["Denoiser", "Preconditioned", "inside"]
 
 from abc import ABC, abstractmethod
 import math
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from genflow.errors import UserError, nearest
+from genflow.models.grids import INSIDE
 from genflow.models.paths import Path, Rectified
 from genflow.models.predictions import (
     CLOCKS,
@@ -76,6 +77,20 @@ class Denoiser(nn.Module, ABC):
         alpha_dot, sigma_dot = self.path.rates(t)
         ratio = sigma_dot / sigma_t
         return combine(ratio, x_t, alpha_dot - alpha_t * ratio, data)
+
+    def regular(self, t: float) -> bool:
+        r"""Whether the velocity can be read at a time.
+
+        The general formula cannot where σ = 0, or a rate of the path is infinite; a denoiser that
+        has a formula of its own is taken to know.
+        """
+
+        if type(self).velocity is not Denoiser.velocity:
+            return True
+
+        time = torch.tensor(t, dtype=torch.float64)
+        ratio = self.path.rates(time)[1] / self.path(time)[1]
+        return _finite(ratio, *self.path.rates(time))
 
     def at(self, t: float) -> "Denoiser":
         """The denoiser to call at a time that is known on the host.
@@ -233,6 +248,13 @@ class Preconditioned(Denoiser):
         scale = 1.0 if self.prediction == "flow" else self.coefficients(t).scale
         return combine(a, x_t, b, self.output(x_t, t, scale, **cond))
 
+    def regular(self, t: float) -> bool:
+        """Whether the coefficients of the velocity, and what the network is told, are finite."""
+
+        time = torch.tensor(t, dtype=torch.float64)
+        scale = 1.0 if self.prediction == "flow" else self.coefficients(time).scale
+        return _finite(*self.drift(time), scale, CLOCKS[self.clock](self.path, time))
+
     def regress(self, x: Tensor, z: Tensor, t: Tensor, **cond: Any) -> Regression:
         r"""Calls F on perturbed data, and keeps what is needed to judge the answer.
 
@@ -270,6 +292,22 @@ class Preconditioned(Denoiser):
         """
 
         return self.regress(x, z, t, **cond).error.square().flatten(1).mean(1)
+
+
+def inside(denoiser: Denoiser, t: float, inwards: float) -> float:
+    """An end of the path, or 1e-3 further in if the denoiser has no velocity at it.
+
+    Args:
+        denoiser: The denoiser.
+        t: The end.
+        inwards: 1 for the clean end, −1 for the noisy one.
+    """
+
+    return t if denoiser.regular(t) else t + inwards * INSIDE
+
+
+def _finite(*values: Coefficient) -> bool:
+    return all(math.isfinite(v) for v in map(float, values))
 
 
 class _Timed(Denoiser):

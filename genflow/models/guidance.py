@@ -85,6 +85,11 @@ class Guided(Denoiser):
         guide = None if self.guide is None else self.guide.at(t)
         return Guided(strong, self.weight, null, guide)
 
+    def regular(self, t: float) -> bool:
+        """Whether both velocities can be read."""
+
+        return self.denoiser.regular(t) and (self.guide is None or self.guide.regular(t))
+
     def unguided(self) -> Denoiser:
         """The bare denoiser."""
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchdiffeq import odeint
 
 from genflow.errors import UserError
-from genflow.models.denoisers import Denoiser
+from genflow.models.denoisers import Denoiser, inside
 from genflow.models.noise import Generators
 from genflow.solvers.adjoint import Continuous, Direct, Gradient, NoGradient, policy
 from genflow.solvers.solves import Solve
@@ -30,7 +30,8 @@ class Adaptive(nn.Module):
         atol: The absolute tolerance, above 0.
         method: A method of torchdiffeq: ``"dopri5"``, ``"dopri8"``, ``"bosh3"`` …
         start: The time of noise; the path's ``t_max`` if None.
-        stop: The time of data; the path's ``t_min`` if None.
+        stop: The time of data; the path's ``t_min`` if None. Either is 1e-3 further in where the
+            denoiser has no velocity at it.
         gradient: ``"none"``, ``"direct"`` (autograd through the solver), or a
             [`Continuous`][genflow.solvers.adjoint.Continuous] with an adaptive method or with
             times: the adjoint equation, at the memory of one call.
@@ -65,8 +66,8 @@ class Adaptive(nn.Module):
         path = denoiser.path
         self.denoiser = denoiser
         self.rtol, self.atol, self.method = rtol, atol, method
-        self.start = path.t_max if start is None else start
-        self.stop = path.t_min if stop is None else stop
+        self.start = inside(denoiser, path.t_max, -1) if start is None else start
+        self.stop = inside(denoiser, path.t_min, 1) if stop is None else stop
         self.gradient = kind
         self.nfe = 0
 

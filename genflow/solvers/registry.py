@@ -17,7 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from genflow.errors import UserError, nearest
-from genflow.models.denoisers import Denoiser
+from genflow.models.denoisers import Denoiser, inside
 from genflow.models.grids import grid
 from genflow.models.paths import Path
 from genflow.solvers import flows, presets, tables
@@ -186,7 +186,9 @@ def build(
             [`schedule_for`][genflow.solvers.registry.schedule_for].
 
     Returns:
-        The sampler.
+        The sampler. It begins 1e-3 inside of the path where the denoiser has no velocity at its
+        noisy end, as where noise is predicted and there is no signal; and no stage reads the
+        velocity at a clean end where there is none.
 
     Raises:
         UserError: If a name or a value is not allowed.
@@ -199,7 +201,16 @@ def build(
         _, method = _split(entry, options)
         return Adaptive(denoiser, gradient=gradient, **method)
 
+    if entry.spaced and "times" not in options and "start" not in options:
+        start = inside(denoiser, denoiser.path.t_max, -1)
+        options |= {"start": start} if start != denoiser.path.t_max else {}
+
     schedule = schedule_for(name, denoiser.path, steps, **options)
+
+    if "avoid" in entry.options and "avoid" not in options:
+        ends = [t for t in schedule.time.tolist() if not denoiser.regular(t)]
+        schedule = schedule_for(name, denoiser.path, steps, **options, avoid=ends)
+
     return Sampler(denoiser, schedule, gradient, statistics=statistics, mean=mean)
 
 
@@ -212,8 +223,8 @@ _FLOW = "Flow Straight and Fast: Learning to Generate and Transfer Data with Rec
 for _name, _order, _nfe in (
     ("euler", "1", "N"),
     ("midpoint", "2", "2N"),
-    ("heun", "2", "2N"),
-    ("rk4", "4", "4N"),
+    ("heun", "2", "2N, or 2N − 1"),
+    ("rk4", "4", "4N, or 4N − 3"),
 ):
     register(_name, order=_order, nfe=_nfe, title=_FLOW, url="https://arxiv.org/abs/2209.03003")(
         partial(tables.runge_kutta, method=_name)

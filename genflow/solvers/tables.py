@@ -1,7 +1,7 @@
 r"""Solvers whose weights are not Taylor series in λ, each as a short function that writes a table.
 
 Runge-Kutta methods in t read the *velocity* of the probability-flow ODE; a step with an abscissa
-at which the path is not regular is an Euler step. EDM's Heun method, DEIS and iPNDM read the data
+at which that is not regular is an Euler step. EDM's Heun method, DEIS and iPNDM read the data
 estimate. All write rows on the unit vectors of the window, as `genflow.solvers.compiler` does.
 """
 
@@ -45,17 +45,21 @@ def checked(times: Sequence[float]) -> Tensor:
     return _double(SolverSchedule(tuple(times), (Step(),) * (len(times) - 1)).times)
 
 
-def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tableau:
+def runge_kutta(
+    path: Path, times: Sequence[float], method: str = "heun", avoid: Sequence[float] = ()
+) -> Tableau:
     r"""An explicit Runge-Kutta method for :math:`dx/dt = v(x, t)`.
 
     Args:
         path: The path.
         times: N + 1 decreasing times.
         method: ``"euler"``, ``"midpoint"``, ``"heun"`` or ``"rk4"``.
+        avoid: Times at which the denoiser has no velocity, as at σ = 0 where it predicts the data.
 
     Returns:
-        A table that reads the velocity, with 1, 2, 2 or 4 stages a step, and 1 in a step that ends
-        where a rate of the path is infinite, as clean data often are.
+        A table that reads the velocity, with 1, 2, 2 or 4 stages a step, and 1 in a step that
+        would read it where there is none, or where a rate of the path is infinite, as clean data
+        often are.
 
     Raises:
         UserError: If the method is unknown.
@@ -70,8 +74,10 @@ def runge_kutta(path: Path, times: Sequence[float], method: str = "heun") -> Tab
 
     for h, t0 in zip(t.diff(), t[:-1], strict=True):
         A, b = RUNGE_KUTTA[method]
-        regular = [torch.isfinite(r) for a in A for r in path.rates(t0 + sum(a) * h)]
-        A, b = (A, b) if all(regular) else RUNGE_KUTTA["euler"]
+        stages = [t0 + sum(a) * h for a in A]
+        regular = all(torch.isfinite(r) for s in stages for r in path.rates(s))
+        barred = any(math.isclose(s, a, abs_tol=1e-12) for s in stages[1:] for a in avoid)
+        A, b = (A, b) if regular and not barred else RUNGE_KUTTA["euler"]
 
         for s in range(len(b)):
             # After stage s the window holds the states and velocities of stages s, s − 1, …, 0.

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import FSDPStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 import torch
 
 from genflow.errors import UserError
 from genflow.training.callbacks import resting
 from genflow.training.ema import averaged
-from genflow.training.sharding import sharded
+from genflow.training.sharding import gathered, sharded
 
 if TYPE_CHECKING:
     from genflow.evaluation.watching import Watch
@@ -29,9 +30,10 @@ class Evaluate(Callback):
     """Logs distances of samples to the data as "eval/fd" and the like, and keeps the best model.
 
     Sample i starts from the noise of seed i and has the class i mod classes. They are drawn from
-    the averaged weights if the run has an `EMA`. With several ranks each draws a part. Distances
-    of n samples carry a bias that falls with n: compare them with each other, and measure the
-    final model by ``genflow evaluate``, with floors.
+    the averaged weights if the run has an `EMA`. With several ranks each draws a part; where each
+    holds a part of the weights only, all draw everything together. Distances of n samples carry a
+    bias that falls with n: compare them with each other, and measure the final model by ``genflow
+    evaluate``, with floors.
 
     Args:
         every: Steps between two evaluations; 0 for none. The last step is evaluated, too.
@@ -100,10 +102,10 @@ class Evaluate(Callback):
 
         if stage != "fit" or not self.every:
             return
-        if sharded(trainer.strategy):
+        if isinstance(trainer.strategy, FSDPStrategy):
             raise UserError(
-                f"strategy is {type(trainer.strategy).__name__}, which shards the weights, and "
-                "Evaluate draws with whole ones: set evaluate.every to 0, or train with ddp."
+                "strategy is FSDPStrategy, under which nothing is drawn: set evaluate.every to "
+                "0, or take the strategy fully_shard."
             )
         if data is None:
             raise UserError("Evaluate needs the data of the run: hand a data module to fit.")
@@ -111,7 +113,13 @@ class Evaluate(Callback):
         from genflow.evaluation.watching import Watch
 
         with resting(pl_module):  # a pipeline puts what it is given into evaluation mode
-            self._watch = Watch(pl_module.denoiser, data, say=rank_zero_info, **self.options)
+            self._watch = Watch(
+                pl_module.denoiser,
+                data,
+                split=not sharded(trainer.strategy),
+                say=rank_zero_info,
+                **self.options,
+            )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets an earlier run, and agrees on the folder with all ranks."""
@@ -150,9 +158,11 @@ class Evaluate(Callback):
             except UserError as error:
                 rank_zero_warn(f"the evaluation of step {step} is left out: {error}")
                 return
-            self._take(trainer, step, found)
+            self._take(trainer, pl_module, step, found)
 
-    def _take(self, trainer: Trainer, step: int, found: dict[str, float]) -> None:
+    def _take(
+        self, trainer: Trainer, module: LightningModule, step: int, found: dict[str, float]
+    ) -> None:
         """Logs numbers, and keeps the model if it is the best one so far.
 
         All ranks know the numbers, so that a checkpoint may go by them; rank 0 alone writes.
@@ -170,8 +180,10 @@ class Evaluate(Callback):
         if self.keep_best and (self._best is None or value < self._best["value"]):
             self._best = {"step": step, "value": value}
             card = {"training_steps": step, **{f"eval_{k}": v for k, v in found.items()}}
+            cut = sharded(trainer.strategy)
+            whole = (module.record(), gathered(module.net.state_dict())) if cut else None
             if trainer.is_global_zero:
-                self._watch.keep(self._folder / "best", card)
+                self._watch.keep(self._folder / "best", card, whole)
 
     def state_dict(self) -> dict[str, Any]:
         """The best number so far, which a run that goes on must beat."""

@@ -25,8 +25,9 @@ def network_record(net: nn.Module) -> dict[str, Any] | None:
     """The class and the config of a network's model; None if it has no config."""
 
     model = getattr(net, "model", None)
-    config = dict(getattr(model, "config", None) or {})
-    config.pop("_use_default_values", None)  # its order differs from process to process
+    config = getattr(model, "config", None) or {}
+    # diffusers' own notes differ with the process, and with whether the model was ever saved
+    config = {k: v for k, v in config.items() if not k.startswith("_")}
 
     if not config:
         return None

@@ -8,7 +8,8 @@ step sends the weights twice and the gradients once. The numbers are those of da
 to the order of sums, and a checkpoint is the same file: runs go on from one strategy to the other.
 
 What is *not* saved: activations (gradient checkpointing saves them), and memory at the start, when
-each process builds the whole network before it is cut. ``Evaluate`` is not supported.
+each process builds the whole network before it is cut. Samples that are drawn on the way are drawn
+by all processes alike, in step.
 
 References:
     | PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel (Zhao et al., 2023)

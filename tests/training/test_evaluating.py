@@ -171,13 +171,13 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path):
     assert off.history == {}
 
 
-def test_sharded_weights_are_refused():
+def test_flat_rows_of_weights_are_refused():
     from types import SimpleNamespace
 
     from lightning.pytorch.strategies import FSDPStrategy
 
     trainer = SimpleNamespace(strategy=FSDPStrategy())
-    with pytest.raises(UserError, match="strategy is FSDPStrategy.*evaluate.every to 0"):
+    with pytest.raises(UserError, match="strategy is FSDPStrategy.*to 0.*fully_shard"):
         Evaluate().setup(trainer, tiny(), "fit")
 
 

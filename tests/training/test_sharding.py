@@ -23,7 +23,16 @@ from genflow.cli import main
 from genflow.data import Digits
 from genflow.errors import UserError
 from genflow.nn import DiT
-from genflow.training import EMA, PFGMPP, FullyShard, PostHocEMA, SampleGrid, ema_weights
+from genflow.pipelines import Pipeline
+from genflow.training import (
+    EMA,
+    PFGMPP,
+    Evaluate,
+    FullyShard,
+    PostHocEMA,
+    SampleGrid,
+    ema_weights,
+)
 from genflow.training.base import PREFIX
 from genflow.training.sharding import gathered, like, shard, sharded
 
@@ -50,9 +59,10 @@ def run(root, *, size, steps=STEPS, ckpt=None, **options):
     """A run with averages and a checkpoint every two steps; hands out what it ended with."""
 
     made, ema, hoc = module(), EMA(0.9), PostHocEMA((0.1,), every=2)
+    watch = Evaluate(every=2, n=40, steps=2, batch_size=16, keep_best=True)
     data = Digits(batch_size=size, flip=True)
     settings = {"module": made, "data": data, "ckpt": ckpt, **options}
-    _, losses, _, trainer = fit(root, steps, ema, hoc, Grids(), saver(root, 2), **settings)
+    _, losses, _, trainer = fit(root, steps, ema, hoc, Grids(), watch, saver(root, 2), **settings)
     moments = [s["exp_avg"] for s in trainer.optimizers[0].state.values()]
     averages = {"ema": ema.weights(), "posthoc": hoc.averages(0.1)}
     held = [*made.parameters(), *moments, *ema.weights().values(), *hoc.averages(0.1).values()]
@@ -60,10 +70,11 @@ def run(root, *, size, steps=STEPS, ckpt=None, **options):
     whole = {"raw": gathered({n: p.detach() for n, p in made.named_parameters()})}
     for kind, kept_apart in averages.items():
         whole[kind] = {PREFIX + n: a for n, a in gathered(kept_apart).items()}
-    return {"whole": whole, "kept": kept, "losses": losses.train}
+    return {"whole": whole, "kept": kept, "losses": losses.train, "history": watch.history}
 
 
 def work(rank, folder):
+    os.environ["GENFLOW_CACHE"] = str(folder / "cache")
     os.environ |= {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "2", "GROUP_RANK": "0"}
     cut = {"devices": 2, "size": 8}
     for name, ckpt in (("two", None), ("grown", "one"), ("back", "two")):
@@ -89,7 +100,8 @@ def off(mine, theirs, begun):
 
 
 @pytest.mark.slow
-def test_two_parts_are_one_run(tmp_path):
+def test_two_parts_are_one_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("GENFLOW_CACHE", str(tmp_path / "cache"))
     one = run(tmp_path / "one", size=16)
     together(2, work, tmp_path, tmp_path)
     two, grown, back = (torch.load(tmp_path / f"{n}-0.pt") for n in ("two", "grown", "back"))
@@ -124,6 +136,15 @@ def test_two_parts_are_one_run(tmp_path):
     assert all((a - snapshots[1][n]).abs().max() < 1e-3 for n, a in snapshots[0].items())
     onward = run(tmp_path / "onward", size=16, ckpt=tmp_path / "two" / "step=2.ckpt")
     assert off(onward["whole"]["raw"], one["whole"]["raw"], begun) < 1e-3
+
+    # Both processes know what was measured, and one wrote the pipeline that did best.
+    assert two["history"] == other["history"] and list(two["history"]) == [2, STEPS]
+    for step, found in one["history"].items():
+        assert two["history"][step]["fd"] == pytest.approx(found["fd"], rel=1e-3)
+    best = [Pipeline.from_pretrained(tmp_path / folder / "best") for folder in ("one", "two")]
+    assert best[0].card["training_steps"] == best[1].card["training_steps"]
+    samples = [pipe(8, seed=0, steps=2).x for pipe in best]
+    assert (samples[0] - samples[1]).abs().max() < 1e-2 and samples[0].std() > 0.1
 
     # One process wrote what both drew.
     for folder in ("grid", "again"):
