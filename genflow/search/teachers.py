@@ -170,7 +170,8 @@ def trajectory(
     Args:
         denoiser: The denoiser.
         z: The noise of unit scale, with shape (n, \*).
-        times: M + 1 decreasing times; the solver takes one step of Heun's method between them.
+        times: M + 1 decreasing times; the solver takes one step of Heun's method between them, or
+            of Euler's to where the denoiser has no velocity.
         cond: Named conditions, each with n rows.
 
     Returns:
@@ -185,7 +186,7 @@ def trajectory(
     with torch.no_grad():
         x = broadcast(path(torch.tensor(times[0], dtype=torch.float64))[1].to(z), z) * z
         for t, s in pairwise(times):
-            table = runge_kutta(path, (t, s), "heun")
+            table = runge_kutta(path, (t, s), "heun", () if denoiser.regular(s) else (s,))
             now = torch.tensor(t, dtype=z.dtype, device=z.device)
             states.append(x)
             data.append(denoiser(x, now, **cond))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from genflow.errors import UserError
-from genflow.models import Discrete, Exact, Karras, Rectified, grid
+from genflow.models import Clipped, Discrete, Exact, Karras, Rectified, grid
 from genflow.search.population import Population
 from genflow.search.score import Simulated, error
 from genflow.search.seeds import (
@@ -68,6 +68,20 @@ def test_gits_beats_evenly_spaced_euler_steps():
     assert len(times) == 7 and values[0] < 0.9 * min(values[1:])
     with pytest.raises(UserError, match="steps is 61"):
         gits(denoiser, population.z, 61)
+
+
+def test_a_clipped_flow_has_a_trajectory_and_times_of_its_own():
+    """Its velocity is 0/0 at clean data, which must reach neither states nor the choice."""
+
+    exact = Exact(Rectified(), mixture())
+    clipped = Clipped(exact, -50.0, 50.0)  # so wide that nothing is clipped
+    z = torch.randn(64, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    times = grid(Rectified(), 60, "uniform")
+    (states, _), (known, _) = (trajectory(d, z, times) for d in (clipped, exact))
+    assert times[-1] == 0 and states.isfinite().all()
+    assert float((states[-1] - known[-1]).square().mean().sqrt()) < 0.02
+    a, b = (gits(d, z[:32], 6) for d in (clipped, exact))
+    assert a[-1] == 0 and np.allclose(a, b, atol=0.05)
 
 
 @pytest.mark.parametrize("name", sorted(PATHS))
