@@ -81,8 +81,8 @@ class Denoiser(nn.Module, ABC):
     def regular(self, t: float) -> bool:
         r"""Whether the velocity can be read at a time.
 
-        The general formula cannot where σ = 0, or a rate of the path is infinite; a denoiser that
-        has a formula of its own is taken to know.
+        The general formula cannot where σ = 0, a rate of the path is infinite, or a denoiser
+        inside of this one cannot; a denoiser that has a formula of its own is taken to know.
         """
 
         if type(self).velocity is not Denoiser.velocity:
@@ -90,7 +90,8 @@ class Denoiser(nn.Module, ABC):
 
         time = torch.tensor(t, dtype=torch.float64)
         ratio = self.path.rates(time)[1] / self.path(time)[1]
-        return _finite(ratio, *self.path.rates(time))
+        inner = (part for part in self.children() if isinstance(part, Denoiser))
+        return _finite(ratio, *self.path.rates(time)) and all(part.regular(t) for part in inner)
 
     def at(self, t: float) -> "Denoiser":
         """The denoiser to call at a time that is known on the host.

@@ -61,6 +61,18 @@ def test_no_sampler_asks_where_there_is_no_answer(path, prediction, sampler):
     assert solve(start).isfinite().all()
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun", "ddim", "dpmpp-2m", "unipc", "dopri5"])
+@pytest.mark.parametrize("prediction", ["noise", "karras"])
+def test_samplers_begin_where_there_is_a_signal(prediction, sampler):
+    denoiser = Preconditioned(Never(), PATHS["rectified"], prediction)
+    for d in (denoiser, Clipped(denoiser)):
+        solve = build(sampler, d) if sampler == "dopri5" else build(sampler, d, 6)
+        x = solve(solve.init((4, 2), generator=torch.Generator().manual_seed(0)))
+        assert x.isfinite().all()
+    own = build("ddim", denoiser, 4, start=0.9).schedule
+    assert float(own.times[0]) == 0.9
+
+
 @pytest.mark.parametrize("sampler", ["heun", "rk4", "dopri5"])
 def test_clipping_and_guidance_are_no_different(sampler):
     torch.manual_seed(0)
@@ -112,4 +124,5 @@ def test_regular():
     assert not Clipped(flow).regular(0.0) and Clipped(flow).regular(0.5)
     assert Guided(flow, 2.0, guide=flow).regular(0.0)
     assert not Guided(flow, 2.0, guide=data).regular(0.0)
-    assert not Preconditioned(MLP(2, 8, 1), Rectified(), "noise").regular(1.0)
+    noise = Preconditioned(MLP(2, 8, 1), Rectified(), "noise")
+    assert not noise.regular(1.0) and not Clipped(noise).regular(1.0) and noise.regular(0.999)
