@@ -223,8 +223,8 @@ _FLOW = "Flow Straight and Fast: Learning to Generate and Transfer Data with Rec
 for _name, _order, _nfe in (
     ("euler", "1", "N"),
     ("midpoint", "2", "2N"),
-    ("heun", "2", "2N, or 2N − 1"),
-    ("rk4", "4", "4N, or 4N − 3"),
+    ("heun", "2", "2N or less"),
+    ("rk4", "4", "4N or less"),
 ):
     register(_name, order=_order, nfe=_nfe, title=_FLOW, url="https://arxiv.org/abs/2209.03003")(
         partial(tables.runge_kutta, method=_name)
