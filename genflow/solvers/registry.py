@@ -208,8 +208,9 @@ def build(
     schedule = schedule_for(name, denoiser.path, steps, **options)
 
     if "avoid" in entry.options and "avoid" not in options:
-        ends = [t for t in schedule.time.tolist() if not denoiser.regular(t)]
-        schedule = schedule_for(name, denoiser.path, steps, **options, avoid=ends)
+        avoid = [t for t in schedule.time.tolist() if not denoiser.regular(t)]
+        if avoid:
+            schedule = schedule_for(name, denoiser.path, steps, **options, avoid=avoid)
 
     return Sampler(denoiser, schedule, gradient, statistics=statistics, mean=mean)
 

@@ -2,15 +2,13 @@
 
 import os
 from pathlib import Path
-import subprocess
-import sys
 from types import SimpleNamespace
 
 from diffusers import UNet2DModel
 from lightning.pytorch import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 import pytest
-from ranks import together
+from ranks import together, torchrun
 from safetensors.torch import load_file
 from short_runs import fit, saver, tiny
 import torch
@@ -188,16 +186,7 @@ def test_a_config_names_it_and_a_pipeline_comes_of_it(tmp_path):
     from genflow import Pipeline
 
     (tmp_path / "c.yaml").write_text(CONFIG.format(run=tmp_path / "run"))
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
-            str(root / "train.py"), "fit", "-c", str(tmp_path / "c.yaml"),
-        ],
-        cwd=root, capture_output=True, text=True, timeout=180,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
+    torchrun(tmp_path / "c.yaml")
     pipe = Pipeline.from_pretrained(tmp_path / "run" / "pipeline")
     average = ema_weights(tmp_path / "run" / "checkpoints" / "last.ckpt")
     saved = pipe.denoiser.net.state_dict()
