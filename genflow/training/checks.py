@@ -77,8 +77,10 @@ def finite(weights: Iterable[Tensor]) -> bool:
     Weights that are cut over processes are looked at whole; all processes must ask.
     """
 
-    size = nn.utils.get_total_norm([w.detach() for w in weights])
-    return bool(size.full_tensor().isfinite() if isinstance(size, DTensor) else size.isfinite())
+    held = [w.detach() for w in weights]
+    cut = any(isinstance(w, DTensor) for w in held)  # an empty part has no largest entry
+    size = nn.utils.get_total_norm(held, 2.0 if cut else math.inf)
+    return bool((size.full_tensor() if cut else size).isfinite())
 
 
 def recompute(net: nn.Module) -> None:
