@@ -181,7 +181,7 @@ def listed(jobs: dict[str, Job]) -> None:
             line = command(job, mode)
             if line is not None:
                 told = "" if minutes is None else f"  ({minutes:g} minutes)"
-                print(f"{name:<18}{mode:<6}{' '.join(line)}{told}")
+                print(f"{name:<22}{mode:<6}{' '.join(line)}{told}")
 
     total = sum(job.minutes[1] for job in jobs.values() if job.reduced is not None)
     print(f"\nThe CPU subset takes about {total:g} minutes on one core.")
@@ -219,8 +219,8 @@ def main() -> int:
 
     if told:
         minutes = (time.perf_counter() - began) / 60
-        print("\n" + "\n".join(f"{name:<18}{what}" for name, what in told.items()))
-        print(f"{'together':<18}{minutes:.1f} minutes\n")
+        print("\n" + "\n".join(f"{name:<22}{what}" for name, what in told.items()))
+        print(f"{'together':<22}{minutes:.1f} minutes\n")
         if QUICK.exists():
             (QUICK / PAGE.name).write_text(plain(QUICK), encoding="utf-8")
             print(f"results/quick/{PAGE.name}: what ran with reduced options")
