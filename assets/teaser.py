@@ -130,7 +130,8 @@ def searched(sheet: Sheet, y: int) -> int:
 
     name = "fashion-1rf" if "fashion-1rf" in zoo.names() else "digits-1rf"
     card, pipe, (left, right) = zoo.card(name), zoo.load(name), (MARGIN, MARGIN + 770)
-    rows: dict[str, list[Row]] = {"preset": [], "ours": []}
+    plain: list[Row] = []
+    found: list[Row] = []
 
     for count in [c for c in COUNTS if c in card["schedules"]]:
         entry = card["schedules"][count]
@@ -139,21 +140,18 @@ def searched(sheet: Sheet, y: int) -> int:
         solver = (zoo.table if best == "tuned" else zoo.schedule)(name, int(count))
         preset = dict(presets(pipe.denoiser.path, int(count)))[entry["preset"]]
 
-        for who, key, ink, how in (
-            ("preset", "preset", GREY, preset),
-            ("ours", best, BLUE, solver),
-        ):
-            note = f"{pair[key]['over_floor']:.3g}"
-            rows[who].append(Row(f"{count} calls", drawn(name, schedule=how), ink, note))
+        ours, theirs = (f"{pair[who]['over_floor']:.3g}" for who in (best, "preset"))
+        label = f"{count} calls"
+        plain.append(Row(label, drawn(name, schedule=preset), GREY, theirs))
+        found.append(Row(label, drawn(name, schedule=solver), BLUE, ours))
 
-    below = "a rectified flow of clothes; on the right the distance to the data, 1 is perfect"
+    what = "clothes" if name == "fashion-1rf" else "digits"
+    below = f"a rectified flow of {what}; on the right the distance to the data, 1 is perfect"
     top = sheet.title(left, y, "The best of 250 presets", below)
     below = "the same flow from the same noise, by steps with searched times and weights"
     sheet.title(right, y, "A searched solver", below)
     scale = 56 // pipe.shape[-1]
-    return max(
-        sheet.rows(x, top, rows[who], scale, 86) for x, who in ((left, "preset"), (right, "ours"))
-    )
+    return max(sheet.rows(x, top, r, scale, 86) for x, r in ((left, plain), (right, found)))
 
 
 def clothes(sheet: Sheet, x: int, y: int) -> int:
